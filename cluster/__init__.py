@@ -1,0 +1,1 @@
+"""The running system on Ray Serve: ingress, pipeline, deployments and the command line."""

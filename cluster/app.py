@@ -1,0 +1,72 @@
+"""Builds the Ray Serve application from settings: `import_path: cluster.app:build_app` in a Serve config file."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+from ray.serve.request_router import RequestRouter
+
+from cluster.plan import DeploymentPlan, plan_deployments
+from cluster.replicas import EncoderReplica, IngressReplica, LLMReplica
+from cluster.routing.affinity import ContentAffinityRouter
+from cluster.routing.outstanding import LeastOutstandingRouter
+from configs import TriptychConfig, load_config, parse_config
+
+
+def build_app(args: dict[str, Any]) -> Application:
+    """The application graph: ingress over encoder, prefill and decode.
+
+    Args:
+        args: the settings themselves, as `serve run cluster.app:build_app model=...` and Serve config files give
+            them; or `config`, the path of a deployment file.
+
+    Raises:
+        ConfigError: the settings cannot be used.
+    """
+    config = load_config(args["config"]) if set(args) == {"config"} else parse_config(args)
+    return build_service(config)
+
+
+def build_service(config: TriptychConfig, host: str | None = None) -> Application:
+    """The application graph of validated settings.
+
+    Args:
+        host: address on which the stages reach each other, for a service on one machine; else each node's own.
+    """
+    settings = config.model_dump(mode="json", exclude_none=True)
+    plans = plan_deployments(config)
+    encoder = (
+        _deploy(plans["encoder"], EncoderReplica, ContentAffinityRouter).bind(settings, host)
+        if "encoder" in plans
+        else None
+    )
+    prefill = (
+        _deploy(plans["prefill"], LLMReplica, LeastOutstandingRouter).bind(settings, "prefill", host)
+        if "prefill" in plans
+        else None
+    )
+    decode = _deploy(plans["decode"], LLMReplica, LeastOutstandingRouter).bind(settings, "decode", host)
+    application: Application = _deploy(plans["ingress"], serve.ingress()(IngressReplica)).bind(
+        settings, encoder, prefill, decode
+    )
+    return application
+
+
+def _deploy(plan: DeploymentPlan, replica_class: type, router: type[RequestRouter] | None = None) -> serve.Deployment:
+    """One deployment as planned; without a router of its own it has Serve's, by the shortest of two queues."""
+    options: dict[str, Any] = {"num_replicas": plan.num_replicas}
+    if plan.autoscaling is not None:
+        options = {"autoscaling_config": dict(plan.autoscaling)}
+    if router is not None:
+        options["request_router_config"] = RequestRouterConfig(request_router_class=router)
+    return serve.deployment(
+        replica_class,
+        name=plan.name,
+        ray_actor_options=plan.actor_options(),
+        max_ongoing_requests=plan.max_ongoing_requests,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=30,
+        **options,
+    )

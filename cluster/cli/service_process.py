@@ -1,0 +1,122 @@
+"""The process behind `triptych serve`: starts the service, says when it is ready, ends it when its input closes."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import logging
+import os
+import shlex
+import struct
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.cli.processes import adopt_orphans, descendants, end_descendants
+from cluster.cli.segments import Segments
+
+if TYPE_CHECKING:
+    from configs import TriptychConfig
+
+_ORPHAN_GRACE_S = 20.0
+
+
+def main() -> int:
+    """Run one service; returns 0 when it was ended, 1 when it could not start."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--address")
+    arguments = parser.parse_args()
+    stop = threading.Event()
+    threading.Thread(target=_wait_for_end_of_input, args=(stop,), daemon=True).start()
+    adopt_orphans()
+    return serve(arguments.config, arguments.port, arguments.address, stop)
+
+
+def serve(config_path: Path, port: int, ray_address: str | None, stop: threading.Event) -> int:
+    """One service, from its first process to its last."""
+    progress = Progress()
+    progress("loading")
+    # Ray's and vLLM's news are for the logs of the replicas; what they say on their way in is not about this service.
+    logging.disable(logging.WARNING)
+    from configs import load_config
+    from configs.environment import set_environment
+
+    if ray_address is None:
+        # Ray reads it when it is imported, and warns about the default, which is the same.
+        set_environment({"RAY_AUTH_MODE": "token"})
+    from cluster.runtime import Service, StartupFailed, StartupStopped, sweep_shared_memory
+
+    config = load_config(config_path)
+    service = Service(config, port=port, ray_address=ray_address)
+    status = 0
+    try:
+        address = service.start(progress, stop=stop)
+        print(f"Triptych is ready: {address.url}\n{curl_line(address.url, config)}", flush=True)
+        stop.wait()
+    except StartupStopped:
+        pass
+    except StartupFailed as error:
+        print(f"the service did not start:\n{error}", file=sys.stderr, flush=True)
+        status = 1
+    finally:
+        segments = Segments()
+        segments.look(descendants())
+        service.close()
+        end_descendants(_ORPHAN_GRACE_S, segments)
+        sweep_shared_memory()
+    return status
+
+
+class Progress:
+    """Prints lines with the seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        print(f"{time.monotonic() - self._begin:6.1f} s  {line}", flush=True)
+
+
+def curl_line(url: str, config: TriptychConfig) -> str:
+    """One command that asks a running service, with a picture in the question where the service takes one."""
+    content: object = "Hello"
+    if config.encoder is not None:
+        picture = base64.b64encode(plain_png(56, (255, 0, 0))).decode()
+        content = [
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+            {"type": "text", "text": "What colour is this?"},
+        ]
+    body = {
+        "model": config.api_model_name,
+        "max_tokens": 32,
+        "messages": [{"role": "user", "content": content}],
+    }
+    return f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+
+
+def plain_png(side: int, rgb: tuple[int, int, int]) -> bytes:
+    """A PNG file (RFC 2083) of one colour, `side` pixels square."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    rows = (b"\0" + bytes(rgb) * side) * side
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+
+
+def _wait_for_end_of_input(stop: threading.Event) -> None:
+    """Set `stop` when the supervisor closes the pipe or is gone."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    stop.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

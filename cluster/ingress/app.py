@@ -1,0 +1,92 @@
+"""Builds vLLM's OpenAI application over the pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from cluster.ingress.early_errors import EarlyErrorMiddleware
+from cluster.ingress.engine_client import PipelineClient
+from cluster.ingress.media import CONNECTOR_NAME
+from cluster.ingress.scope import RequestScopeMiddleware
+from cluster.ingress.status import StatusSource, status_router
+from cluster.ingress.unknown_fields import refuse_unknown_fields
+from cluster.pipeline import Pipeline
+from cluster.trace import TraceWriter
+from configs import TriptychConfig
+from configs.environment import set_environment
+from transfer import EmbeddingRef
+
+_TASKS = ("generate",)
+
+
+def build_openai_app(
+    config: TriptychConfig, pipeline: Pipeline, release: Callable[[EmbeddingRef], None], status: StatusSource
+) -> ASGIApp:
+    """The application; its state is made in its lifespan, before vLLM's own begins.
+
+    Args:
+        release: gives up one embedding lease.
+        status: gives the statistics of the stages' replicas.
+    """
+    set_environment({"VLLM_MEDIA_CONNECTOR": CONNECTOR_NAME})
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(config))
+    vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    app: FastAPI = build_app(args, _TASKS, vllm_config.model_config)
+    app.include_router(status_router(config.topology, status))
+    vllm_lifespan = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        client = PipelineClient(vllm_config, pipeline, status)
+        await init_app_state(client, app.state, args, _TASKS)
+        refuse_unknown_fields(app.state.online_renderer)
+        try:
+            async with vllm_lifespan(app) as state:
+                yield state
+        finally:
+            client.shutdown()
+
+    app.router.lifespan_context = lifespan
+    # Around the application, not `add_middleware`: vLLM's builder has closed its middleware stack already.
+    return RequestScopeMiddleware(
+        EarlyErrorMiddleware(app), release, config.limits.deadline_s, TraceWriter(config.ingress.trace_file)
+    )
+
+
+def _arguments(config: TriptychConfig) -> list[str]:
+    """vLLM's command line for a front end that matches the stages and loads no weights."""
+    ingress = config.ingress
+    limits = config.limits.items_per_prompt if config.encoder is not None else {}
+    arguments = [
+        *("--model", config.model),
+        *("--served-model-name", config.api_model_name),
+        *("--dtype", config.dtype),
+        *("--limit-mm-per-prompt", json.dumps(limits)),
+        *("--mm-processor-cache-gb", "0"),
+        "--disable-log-stats",
+    ]
+    max_model_len = config.decode.engine_args.get("max_model_len")
+    if max_model_len is not None:
+        arguments += ["--max-model-len", str(max_model_len)]
+    if config.trust_remote_code:
+        arguments.append("--trust-remote-code")
+    if config.encoder is None:
+        arguments.append("--language-model-only")
+    if ingress.tool_call_parser is not None:
+        arguments += ["--enable-auto-tool-choice", "--tool-call-parser", ingress.tool_call_parser]
+    if ingress.reasoning_parser is not None:
+        arguments += ["--reasoning-parser", ingress.reasoning_parser]
+    if ingress.chat_template is not None:
+        arguments += ["--chat-template", str(ingress.chat_template)]
+    return arguments

@@ -1,0 +1,65 @@
+"""Lifts media out of chat messages without opening them: vLLM's media connector, replaced by one that only carries."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+
+from transfer import MediaItem, Modality
+
+CONNECTOR_NAME = "triptych"
+_LARGE_BYTES = 256 * 1024
+
+
+@MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR_NAME)
+class CarryingConnector(MediaConnector):  # type: ignore[misc]
+    """Turns each media URL of a message into a `MediaItem`: bytes for data: URLs, else the URL itself.
+
+    The encoder fetches http(s) URLs, under its own guards.
+    """
+
+    async def fetch_image_async(self, image_url: str, **_: Any) -> MediaItem:
+        return await _item("image", image_url)
+
+    async def fetch_audio_async(self, audio_url: str, **_: Any) -> MediaItem:
+        return await _item("audio", audio_url)
+
+    async def fetch_video_async(self, video_url: str, **_: Any) -> MediaItem:
+        return await _item("video", video_url)
+
+
+async def _item(modality: Modality, url: str) -> MediaItem:
+    scheme = url.split(":", 1)[0].lower()
+    if scheme in ("http", "https"):
+        return MediaItem(modality, url=url)
+    if scheme != "data":
+        raise VLLMValidationError(
+            f"the {modality} URL must begin with http://, https:// or data:, not {url[:32]!r}",
+            parameter=f"{modality}_url",
+        )
+    data = await asyncio.to_thread(_decode, url) if len(url) > _LARGE_BYTES else _decode(url)
+    if data is None:
+        raise VLLMValidationError(
+            f"the {modality}'s data: URL is not valid; write data:<type>;base64,<data>", parameter=f"{modality}_url"
+        )
+    if not data:
+        raise VLLMValidationError(f"the {modality}'s data: URL is empty", parameter=f"{modality}_url")
+    return MediaItem(modality, data=data)
+
+
+def _decode(url: str) -> bytes | None:
+    """The bytes of a data: URL (RFC 2397), or None when it is malformed."""
+    header, comma, body = url[len("data:") :].partition(",")
+    if not comma:
+        return None
+    if not header.endswith(";base64"):
+        return unquote_to_bytes(body)
+    try:
+        return binascii.a2b_base64(body, strict_mode=True)
+    except (binascii.Error, ValueError):
+        return None

@@ -1,0 +1,107 @@
+"""vLLM's chat renderer with one step replaced: media become tickets of the encoders instead of processed pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict, cast
+
+from vllm.config import VllmConfig
+from vllm.exceptions import VLLMValidationError
+from vllm.inputs import EngineInput
+from vllm.model_executor.model_loader import get_model_cls
+from vllm.renderers.hf import HfRenderer
+from vllm.tokenizers import cached_tokenizer_from_config
+
+from cluster.ingress.errors import http_error
+from cluster.ingress.placeholders import expand_placeholders
+from cluster.ingress.scope import current_request
+from cluster.pipeline import Pipeline, TicketedItem
+from llm_workers.engine_input import engine_input
+from llm_workers.messages import Prompt
+from transfer import EncodeTicket, MediaItem, Modality, OptionValue, TriptychError
+
+_PLACEHOLDER_FIELDS: dict[str, Modality] = {
+    "image_token_id": "image",
+    "image_token_index": "image",
+    "video_token_id": "video",
+    "video_token_index": "video",
+    "audio_token_id": "audio",
+    "audio_token_index": "audio",
+}
+
+
+class TicketedInput(TypedDict):
+    """What the renderer adds to vLLM's engine input, under the key `TICKETED_KEY`."""
+
+    prompt: Prompt
+    items: tuple[TicketedItem, ...]
+
+
+TICKETED_KEY = "triptych"
+
+
+def ticketed_part(prompt: EngineInput) -> TicketedInput | None:
+    """What this renderer added to an engine input; None for text."""
+    return cast("TicketedInput | None", cast(dict[str, Any], prompt).get(TICKETED_KEY))
+
+
+class TicketRenderer(HfRenderer):  # type: ignore[misc]
+    """Renders text and placeholders only; the number of placeholder tokens comes from the tickets."""
+
+    def __init__(self, config: VllmConfig, pipeline: Pipeline) -> None:
+        super().__init__(config, cached_tokenizer_from_config(config.model_config))
+        self._pipeline = pipeline
+        self._placeholder_ids = placeholder_ids(config)
+        # The seam: vLLM awaits this attribute to process media, and nothing else of it touches pixels.
+        self._process_multimodal_async = self._take_tickets
+
+    def warmup_mm(self) -> None:
+        """Load what the first message with media would load otherwise: the model's class, for its placeholders.
+
+        This process never processes pixels, so vLLM's own warm-up, which does, is not run.
+        """
+        if self.model_config.is_multimodal_model:
+            get_model_cls(self.model_config)
+
+    async def _take_tickets(
+        self,
+        token_ids: list[int],
+        media: Mapping[str, list[MediaItem | None]],
+        *,
+        mm_processor_kwargs: Mapping[str, object] | None = None,
+        mm_uuids: object = None,
+        media_io_kwargs: object = None,
+        skip_mm_cache: bool = False,
+    ) -> EngineInput:
+        """The engine input of a prompt whose media are `media`, by modality in the order of their placeholders."""
+        flat = [(modality, item) for modality, items in media.items() for item in items]
+        carried = [item for _, item in flat if item is not None]
+        if len(carried) < len(flat):
+            raise VLLMValidationError("a media part has no content; items named by uuid alone are not kept here")
+        try:
+            ticketed = await self._pipeline.encode(current_request(), carried, _options(mm_processor_kwargs))
+        except TriptychError as error:
+            raise http_error(error) from error
+        tickets: dict[Modality, list[EncodeTicket]] = {}
+        for item in ticketed:
+            tickets.setdefault(item.media.modality, []).append(item.ticket)
+        expanded, items = expand_placeholders(token_ids, self._placeholder_ids, tickets)
+        prompt = Prompt(expanded, items)
+        rendered = engine_input(prompt)
+        cast(dict[str, Any], rendered)[TICKETED_KEY] = TicketedInput(prompt=prompt, items=tuple(ticketed))
+        return rendered
+
+
+def placeholder_ids(config: VllmConfig) -> dict[int, Modality]:
+    """The placeholder token ids that the model's own config names."""
+    hf_config = config.model_config.hf_config.to_dict()
+    return {hf_config[name]: modality for name, modality in _PLACEHOLDER_FIELDS.items() if hf_config.get(name)}
+
+
+def _options(kwargs: Mapping[str, object] | None) -> tuple[tuple[str, OptionValue], ...]:
+    options: list[tuple[str, OptionValue]] = []
+    for name, value in sorted((kwargs or {}).items()):
+        if not isinstance(value, int | float | str | bool):
+            raise VLLMValidationError(f"mm_processor_kwargs.{name} must be a number, a string or a boolean")
+        options.append((name, value))
+    return tuple(options)

@@ -1,0 +1,265 @@
+"""One request's way through the stages: encode, prefill, decode.
+
+    encode    media items      -> tickets (the embeddings are still being computed)
+    prefill   prompt + tickets -> KV cache; the engine fetches the embeddings itself
+    decode    prompt + KV      -> tokens
+
+A retryable failure before the first token is tried again elsewhere, `encode_attempts` times in all and within the
+request's deadline; after the first token it ends the stream. Every way out gives up every lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
+
+from cluster.deadline import Deadline
+from cluster.leases import RequestLeases
+from cluster.stages import DecodeStage, EncoderStage, PrefillStage
+from cluster.trace import RequestTrace
+from llm_workers.messages import DecodeRequest, GenerateOptions, PrefillRequest, PrefillResult, Prompt
+from transfer import (
+    DeadlineExceeded,
+    EmbeddingRef,
+    EncodeReply,
+    EncodeRequest,
+    EncodeTicket,
+    MediaItem,
+    OptionValue,
+    RetryableError,
+    TerminalError,
+    TriptychError,
+    WorkerLost,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What belongs to one request on its whole way."""
+
+    request_id: str
+    tenant: str
+    deadline: Deadline
+    leases: RequestLeases
+    trace: RequestTrace
+
+
+@dataclass(frozen=True, slots=True)
+class TicketedItem:
+    """A media item and its ticket; the media is kept so that the item can be encoded again when an encoder dies."""
+
+    media: MediaItem
+    options: tuple[tuple[str, OptionValue], ...]
+    ticket: EncodeTicket
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One sequence to generate: a rendered prompt, the items in it, and how to sample."""
+
+    request_id: str
+    prompt: Prompt
+    items: tuple[TicketedItem, ...]
+    params: SamplingParams
+    options: GenerateOptions
+
+    def refs(self) -> tuple[EmbeddingRef, ...]:
+        """One reference per distinct item."""
+        return tuple({item.ticket.item_key: item.ticket.ref() for item in self.items}.values())
+
+
+class Pipeline:
+    """The stages of one service in their order; stages that the topology lacks are None."""
+
+    def __init__(
+        self,
+        encoder: EncoderStage | None,
+        prefill: PrefillStage | None,
+        decode: DecodeStage,
+        *,
+        attempts: int,
+    ) -> None:
+        self._encoder = encoder
+        self._prefill_stage = prefill
+        self._decode_stage = decode
+        self._attempts = attempts
+
+    async def encode(
+        self, context: RequestContext, media: Sequence[MediaItem], options: tuple[tuple[str, OptionValue], ...]
+    ) -> list[TicketedItem]:
+        """Tickets for all items, each asked for by itself so that items of one prompt spread over the encoders.
+
+        Raises:
+            TriptychError: one item cannot be encoded; the message says which. The tickets of the others are given up.
+        """
+        context.trace.mark("tickets_asked")
+        tasks = [asyncio.ensure_future(self._ticket(context, item, options)) for item in media]
+        try:
+            tickets = list(await asyncio.gather(*tasks))
+            context.trace.mark("tickets_taken")
+            return tickets
+        except TriptychError as error:
+            index = next((i for i, task in enumerate(tasks) if task.done() and task.exception() is error), 0)
+            raise type(error)(f"{media[index].modality} {index + 1} of {len(media)}: {error.message}") from error
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def generate(self, context: RequestContext, generation: Generation) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of one sequence."""
+        for attempt in range(1, self._attempts + 1):
+            begun = False
+            try:
+                async with contextlib.aclosing(self._attempt(context, generation)) as outputs:
+                    async for output in outputs:
+                        begun = True
+                        yield output
+                return
+            except RetryableError as error:
+                if begun:
+                    raise
+                await self._pause_or_raise(context, attempt, error)
+                generation = await self._with_live_tickets(context, generation, error)
+
+    async def _attempt(self, context: RequestContext, generation: Generation) -> AsyncGenerator[RequestOutput, None]:
+        """Prefill, then decode; without a prefill stage decode computes the prompt itself."""
+        prefilled = None
+        if self._prefill_stage is not None:
+            context.trace.mark("prefill_called")
+            prefilled = await self._prefill_stage.prefill(
+                PrefillRequest(
+                    request_id=generation.request_id,
+                    prompt=generation.prompt,
+                    params=generation.params,
+                    embeddings=generation.refs(),
+                    timeout_s=context.deadline.remaining_s(),
+                    options=generation.options,
+                )
+            )
+            context.trace.mark("prefill_returned")
+            context.trace.mark_engine("prefill", prefilled.output)
+            context.leases.hand_over(generation.refs())
+        begun = False
+        try:
+            request = DecodeRequest(
+                request_id=generation.request_id,
+                prompt=generation.prompt,
+                params=generation.params,
+                kv_params=prefilled.kv_params if prefilled else None,
+                embeddings=() if prefilled else generation.refs(),
+                timeout_s=context.deadline.remaining_s(),
+                options=generation.options,
+            )
+            context.trace.mark("decode_called")
+            async with contextlib.aclosing(self._decode_stage.decode(request)) as outputs:
+                async for output in outputs:
+                    if not begun:
+                        begun = True
+                        context.trace.mark("first_output")
+                        context.trace.mark_engine("decode", output)
+                        _complete_first_output(output, prefilled)
+                        context.leases.hand_over(generation.refs())
+                    yield output
+        finally:
+            if prefilled is not None and not begun:
+                await self._release_kv(generation.request_id, prefilled)
+
+    async def _ticket(
+        self, context: RequestContext, media: MediaItem, options: tuple[tuple[str, OptionValue], ...]
+    ) -> TicketedItem:
+        if self._encoder is None:
+            raise TerminalError("this service has no encoder stage: it takes text only")
+        for attempt in range(1, self._attempts + 1):
+            request = EncodeRequest(
+                request_id=context.request_id,
+                items=(media,),
+                processor_options=options,
+                tenant=context.tenant,
+                timeout_s=context.deadline.remaining_s(),
+            )
+            try:
+                reply = await _reply_or_release(self._encoder.encode(request), request.timeout_s, context.leases)
+                if reply.failures:
+                    raise reply.failures[0].to_error()
+            except RetryableError as error:
+                await self._pause_or_raise(context, attempt, error)
+                continue
+            (ticket,) = reply.tickets
+            assert ticket is not None
+            context.leases.take(ticket.ref())
+            return TicketedItem(media, options, ticket)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _release_kv(self, request_id: str, prefilled: PrefillResult) -> None:
+        """Have prefill free a KV cache that no decode worker took; its lease there ends it otherwise."""
+        with contextlib.suppress(TriptychError):
+            await asyncio.shield(self._decode_stage.release_kv(request_id, prefilled.kv_params))
+
+    async def _with_live_tickets(
+        self, context: RequestContext, generation: Generation, error: RetryableError
+    ) -> Generation:
+        """The generation with tickets that can be fetched: the same ones when only an engine died, else new ones."""
+        if isinstance(error, WorkerLost) and all(context.leases.holds(ref) for ref in generation.refs()):
+            return generation
+        items = []
+        for item in generation.items:
+            context.leases.drop(item.ticket.ref())
+            items.append(await self._ticket(context, item.media, item.options))
+        if any(old.ticket.item_key != new.ticket.item_key for old, new in zip(generation.items, items, strict=True)):
+            # The prompt's length and hashes were made from the old content, for example of a URL that changed.
+            raise TerminalError("a media item changed while the request was being served")
+        return replace(generation, items=tuple(items))
+
+    async def _pause_or_raise(self, context: RequestContext, attempt: int, error: RetryableError) -> None:
+        """Wait before another try, or raise `error` when it was the last one."""
+        if attempt == self._attempts:
+            raise error
+        logger.info("request %s: attempt %d failed (%s), trying again", context.request_id, attempt, error)
+        pause_s = 0.1 * 4 ** (attempt - 1)
+        if pause_s >= context.deadline.remaining_s():
+            raise error
+        await asyncio.sleep(pause_s)
+
+
+async def _reply_or_release(
+    call: Coroutine[Any, Any, EncodeReply], timeout_s: float, leases: RequestLeases
+) -> EncodeReply:
+    """The encoder's reply; when the caller leaves before it is there, its leases are given up as soon as it comes.
+
+    Raises:
+        DeadlineExceeded: `timeout_s` passed.
+    """
+    task = asyncio.ensure_future(call)
+
+    def take_late(done: asyncio.Task[EncodeReply]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            for ticket in done.result().tickets:
+                if ticket is not None:
+                    leases.take(ticket.ref())
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(task)
+    except TimeoutError as error:
+        task.add_done_callback(take_late)
+        raise DeadlineExceeded("the request's time ended while it waited for a ticket") from error
+    except asyncio.CancelledError:
+        task.add_done_callback(take_late)
+        raise
+
+
+def _complete_first_output(output: RequestOutput, prefilled: PrefillResult | None) -> None:
+    """Add what only prefill knows: it alone computed the prompt."""
+    if prefilled is not None:
+        output.prompt_logprobs = prefilled.output.prompt_logprobs
+        output.num_cached_tokens = prefilled.output.num_cached_tokens

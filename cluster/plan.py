@@ -1,0 +1,81 @@
+"""From settings to the plan of deployments: how many replicas of what, on which resources. Starts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from configs import StageConfig, TriptychConfig
+
+# CPU-light replicas ask for no CPU: on a small machine they would otherwise take the place of the engines.
+_NO_CPU = 0.0
+
+
+@dataclass(frozen=True)
+class DeploymentPlan:
+    """One Ray Serve deployment.
+
+    Attributes:
+        num_ranks: ranks of one replica; their resources stand together in one placement.
+        resources: Ray resources of one whole replica, as `ray_actor_options` take them.
+        autoscaling: Ray's autoscaling_config, or None for a fixed number.
+    """
+
+    name: str
+    num_replicas: int
+    num_ranks: int
+    resources: Mapping[str, float]
+    autoscaling: Mapping[str, Any] | None
+    max_ongoing_requests: int
+    environment: Mapping[str, str]
+
+    @property
+    def max_replicas(self) -> int:
+        """The most replicas that Ray may make."""
+        return self.num_replicas if self.autoscaling is None else int(self.autoscaling.get("max_replicas", 1))
+
+    def actor_options(self) -> dict[str, Any]:
+        """`ray_actor_options` of one replica."""
+        custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
+        options: dict[str, Any] = {
+            "num_cpus": self.resources.get("CPU", _NO_CPU),
+            "runtime_env": {"env_vars": dict(self.environment)},
+        }
+        if "GPU" in self.resources:
+            options["num_gpus"] = self.resources["GPU"]
+        if custom:
+            options["resources"] = custom
+        return options
+
+
+def plan_deployments(config: TriptychConfig) -> dict[str, DeploymentPlan]:
+    """The deployments of a service, by name, in the order of a request's way."""
+    plans = {"ingress": _plan("ingress", config.ingress, 1)}
+    if config.encoder is not None:
+        plans["encoder"] = _plan("encoder", config.encoder, config.encoder.ranks_per_replica)
+    if config.prefill is not None:
+        plans["prefill"] = _plan("prefill", config.prefill, config.prefill.tensor_parallel_size)
+    plans["decode"] = _plan("decode", config.decode, config.decode.tensor_parallel_size)
+    return plans
+
+
+def total_resources(plans: Mapping[str, DeploymentPlan]) -> dict[str, float]:
+    """Resources that the service takes with every stage at its most replicas."""
+    total: dict[str, float] = {}
+    for plan in plans.values():
+        for name, amount in plan.resources.items():
+            total[name] = total.get(name, 0.0) + amount * plan.max_replicas
+    return total
+
+
+def _plan(name: str, stage: StageConfig, num_ranks: int) -> DeploymentPlan:
+    return DeploymentPlan(
+        name=name,
+        num_replicas=stage.fixed_replicas,
+        num_ranks=num_ranks,
+        resources={resource: amount * num_ranks for resource, amount in stage.resources_per_rank.items()},
+        autoscaling=stage.autoscaling,
+        max_ongoing_requests=stage.max_ongoing_requests,
+        environment=stage.environment,
+    )

@@ -1,0 +1,31 @@
+"""Typed settings of a Triptych service: what a deployment file may say, and how it is read."""
+
+from configs.loader import ConfigError, load_config, parse_config
+from configs.revision import embedding_fingerprint
+from configs.settings import (
+    DecodeConfig,
+    EncoderConfig,
+    IngressConfig,
+    KVTransferSettings,
+    LimitsConfig,
+    PrefillConfig,
+    StageConfig,
+    TransferConfig,
+    TriptychConfig,
+)
+
+__all__ = [
+    "ConfigError",
+    "DecodeConfig",
+    "EncoderConfig",
+    "IngressConfig",
+    "KVTransferSettings",
+    "LimitsConfig",
+    "PrefillConfig",
+    "StageConfig",
+    "TransferConfig",
+    "TriptychConfig",
+    "embedding_fingerprint",
+    "load_config",
+    "parse_config",
+]

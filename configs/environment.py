@@ -1,0 +1,47 @@
+"""The one place that reads the environment of a process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+ENGINE_PARENT = "TRIPTYCH_ENGINE_PARENT"
+NIXL_PAUSE_US = "TRIPTYCH_NIXL_PAUSE_US"
+CURVE_KEY = "TRIPTYCH_CURVE_KEY"
+
+
+@dataclass(frozen=True)
+class ProcessEnvironment:
+    """What Triptych itself takes from environment variables.
+
+    Attributes:
+        ray_address: address of a running Ray cluster to join (`RAY_ADDRESS`), if any.
+        engine_parent: process whose end ends this one (`TRIPTYCH_ENGINE_PARENT`), if any.
+        nixl_pause_us: microseconds between polls of NIXL's progress thread (`TRIPTYCH_NIXL_PAUSE_US`), if not its own.
+        curve_secret: the cluster's key itself (`TRIPTYCH_CURVE_KEY`), if not in a file.
+    """
+
+    ray_address: str | None
+    engine_parent: int | None
+    nixl_pause_us: int | None
+    curve_secret: str | None = field(default=None, repr=False)
+
+
+def read_environment() -> ProcessEnvironment:
+    """Read the variables of this process."""
+    parent = os.environ.get(ENGINE_PARENT)
+    pause = os.environ.get(NIXL_PAUSE_US)
+    return ProcessEnvironment(
+        ray_address=os.environ.get("RAY_ADDRESS") or None,
+        engine_parent=int(parent) if parent else None,
+        nixl_pause_us=int(pause) if pause else None,
+        curve_secret=os.environ.get(CURVE_KEY) or None,
+    )
+
+
+def set_environment(variables: dict[str, str]) -> None:
+    """Set variables that libraries of this process read when they are imported or used.
+
+    vLLM takes its side-channel address, thread binding and media connector from variables only.
+    """
+    os.environ.update(variables)

@@ -1,0 +1,277 @@
+"""The settings of one Triptych service, as validated objects that refuse what they do not know."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Device = Literal["cpu", "cuda", "npu"]
+Modality = Literal["image", "audio", "video"]
+DType = Literal["float32", "bfloat16", "float16"]
+
+_SIZE_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_PIXEL_UNITS = {"": 1, "MP": 1_000_000}
+
+
+def _parse_with_units(value: object, units: dict[str, int], example: str) -> object:
+    """Turn '64 MiB' into a number; leave numbers alone for pydantic to judge."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
+    unit = match.group(2).upper() if match else None
+    if match is None or unit not in units:
+        raise ValueError(f"{value!r} is not a size; write for example {example}")
+    return int(float(match.group(1)) * units[unit])
+
+
+def _bytes(value: object) -> object:
+    return _parse_with_units(value, {"": 1, **_SIZE_UNITS}, "'64 MiB' or 67108864")
+
+
+def _pixels(value: object) -> object:
+    return _parse_with_units(value, _PIXEL_UNITS, "'50 MP' or 50000000")
+
+
+ByteSize = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
+PixelCount = Annotated[int, BeforeValidator(_pixels), Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Base of every section: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class StageConfig(Settings):
+    """What every stage has: how many replicas, on which resources, and how many requests each takes."""
+
+    num_replicas: int | None = Field(None, ge=1, description="Fixed number of replicas; 1 when autoscaling is absent.")
+    autoscaling: dict[str, Any] | None = Field(
+        None,
+        description="Ray Serve's autoscaling_config for this stage, e.g. {min_replicas: 1, max_replicas: 4}.",
+    )
+    resources_per_rank: dict[str, float] = Field(
+        default_factory=dict,
+        description="Ray resources that one rank takes, for example {NPU: 1}, {GPU: 1} or {CPU: 2}.",
+    )
+    num_threads: int = Field(1, ge=1, description="Threads per rank for computing on CPU.")
+    max_ongoing_requests: int = Field(256, ge=1, description="Requests one replica works on or holds at a time.")
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="Environment variables of the stage's processes, for example HCCL_IF_IP."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_count(self) -> StageConfig:
+        if self.num_replicas is not None and self.autoscaling is not None:
+            raise ValueError("num_replicas and autoscaling exclude each other: remove one of them")
+        return self
+
+    @property
+    def fixed_replicas(self) -> int:
+        """Number of replicas when Ray does not scale the stage."""
+        return self.num_replicas or 1
+
+
+class EncoderConfig(StageConfig):
+    """The encode stage: towers without a language model."""
+
+    ranks_per_replica: int = Field(1, ge=1, description="Sequence-parallel ranks of one encoder replica.")
+    engine: Literal["native"] = Field("native", description="Whose tower runs: Triptych's own ('native').")
+    ops: str | dict[str, str] = Field(
+        "auto", description="Kernel backend: 'auto' (by device), a backend's name, or a table op -> backend."
+    )
+    dtype: DType | None = Field(None, description="Type of tower weights and embeddings; the top level's if absent.")
+    max_batch_tokens: int = Field(16384, ge=64, description="Patches packed into one forward at most.")
+    max_batch_wait_s: float = Field(0.0, ge=0.0, le=1.0, description="How long a batch waits for more items.")
+    cache_bytes: ByteSize = Field(
+        2**30, description="Host memory for embeddings kept by content; a repeated picture is not encoded again."
+    )
+    max_pending_items: int = Field(
+        4096, ge=1, description="Items that one replica holds (waiting, computing or leased) before it answers BUSY."
+    )
+
+
+class EngineStageConfig(StageConfig):
+    """What the two vLLM stages share."""
+
+    tensor_parallel_size: int = Field(1, ge=1, description="Ranks of one replica's tensor parallel group.")
+    kv_cache_bytes: ByteSize | None = Field(
+        None, description="Memory for the KV cache; vLLM's own choice if absent. Needed on CPU, where 1 GiB is used."
+    )
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="Passed through to vllm.AsyncEngineArgs, for example {max_model_len: 32768}."
+    )
+
+    @model_validator(mode="after")
+    def _no_reserved_engine_args(self) -> EngineStageConfig:
+        reserved = {
+            "model": "model (top level)",
+            "served_model_name": "served_model_name (top level)",
+            "dtype": "dtype (top level)",
+            "tensor_parallel_size": "tensor_parallel_size of the stage",
+            "kv_transfer_config": "kv_transfer (top level)",
+            "ec_transfer_config": "transfer (top level)",
+            "language_model_only": "nothing: these stages never load the encoder",
+            "kv_cache_memory_bytes": "kv_cache_bytes of the stage",
+        }
+        for name in self.engine_args:
+            if name in reserved:
+                raise ValueError(f"engine_args.{name} is decided by Triptych; use {reserved[name]}")
+        return self
+
+
+class PrefillConfig(EngineStageConfig):
+    """The prefill stage: prompts in, KV caches out."""
+
+    embedding_store_bytes: ByteSize = Field(
+        2**30, description="Host memory in which a replica keeps fetched embeddings; repeats are not fetched again."
+    )
+
+
+class DecodeConfig(PrefillConfig):
+    """The decode stage; without a prefill section it also prefills."""
+
+
+class IngressConfig(StageConfig):
+    """The HTTP front: vLLM's OpenAI application."""
+
+    max_ongoing_requests: int = Field(1024, ge=1, description="Requests one ingress replica has under way at a time.")
+    tool_call_parser: str | None = Field(None, description="vLLM's tool parser for this model, for example 'hermes'.")
+    reasoning_parser: str | None = Field(None, description="vLLM's reasoning parser for this model.")
+    trace_file: Path | None = Field(
+        None, description="Append one JSON line per request to this file: the moments of its way through the stages."
+    )
+    chat_template: Path | None = Field(None, description="File with a chat template that replaces the checkpoint's.")
+
+
+class TransferConfig(Settings):
+    """The embedding path between encoder and prefill."""
+
+    channels: tuple[Literal["shm", "zmq"], ...] = Field(
+        ("shm", "zmq"), min_length=1, description="Channels, best first: shm within a host, zmq over the network."
+    )
+    arena_bytes: ByteSize = Field(
+        2**28, ge=2**20, description="Memory in /dev/shm that each encoder replica reserves for the shm channel."
+    )
+    checksum: bool = Field(False, description="Check a CRC-32 of every embedding; costs about 1 ms per MiB.")
+    lease_s: float = Field(60.0, gt=0, description="How long an encoder keeps a ready embedding that nobody collects.")
+    bind_host: str | None = Field(
+        None, description="Address the embedding servers bind; the node's own address if absent."
+    )
+    curve_key_file: Path | None = Field(
+        None,
+        description="File that 'triptych keygen' wrote, the same on every node; TRIPTYCH_CURVE_KEY replaces it. "
+        "Needed wherever encoders can be reached from other machines.",
+    )
+    insecure: bool = Field(
+        False, description="Let encoders answer other machines without a key: anyone who reaches them reads embeddings."
+    )
+
+    @model_validator(mode="after")
+    def _distinct_channels(self) -> TransferConfig:
+        if len(set(self.channels)) != len(self.channels):
+            raise ValueError(f"channels names one of them twice: {list(self.channels)}")
+        return self
+
+    @model_validator(mode="after")
+    def _key_or_insecure(self) -> TransferConfig:
+        if self.insecure and self.curve_key_file is not None:
+            raise ValueError("insecure and curve_key_file exclude each other: remove one of them")
+        return self
+
+
+class KVTransferSettings(Settings):
+    """The KV cache path between prefill and decode: vLLM's connector, by name."""
+
+    connector: str = Field("NixlConnector", description="vLLM's KV connector, e.g. NixlConnector, MooncakeConnector.")
+    buffer_device: str | None = Field(None, description="kv_buffer_device of vLLM; the service's device if absent.")
+    extra_config: dict[str, Any] = Field(default_factory=dict, description="kv_connector_extra_config of vLLM.")
+
+
+def _default_items() -> dict[Modality, int]:
+    return {"image": 16, "audio": 4, "video": 2}
+
+
+class LimitsConfig(Settings):
+    """What a request may ask for."""
+
+    items_per_prompt: dict[Modality, int] = Field(
+        default_factory=_default_items,
+        description="Media items per prompt, by modality.",
+    )
+    item_bytes: ByteSize = Field(64 * 2**20, description="Bytes of one media item, decoded from base64 or fetched.")
+    pixels: PixelCount = Field(50_000_000, description="Pixels of one picture, read from its header before decoding.")
+    fetch_timeout_s: float = Field(20.0, gt=0, description="Time to fetch one media URL, redirects included.")
+    deadline_s: float = Field(300.0, gt=0, description="Time a request has from arrival to its last token.")
+    encode_attempts: int = Field(3, ge=1, description="Encodes of one item before a retryable failure becomes final.")
+    allowed_media_hosts: tuple[str, ...] = Field(
+        (), description="Hosts whose private or loopback addresses may be fetched from; public hosts need no entry."
+    )
+
+
+class TriptychConfig(Settings):
+    """One service: which model, in which stages, on what."""
+
+    model: str = Field(description="Checkpoint folder or model name, as vLLM takes it.")
+    served_model_name: str | None = Field(None, description="Name in the API; the model's own if absent.")
+    device: Device = Field("cpu", description="Kind of device that all stages compute on.")
+    dtype: DType = Field("bfloat16", description="Type of weights and activations of all stages.")
+    trust_remote_code: bool = Field(False, description="Let the checkpoint's own Python code run.")
+    encoder: EncoderConfig | None = Field(None, description="Encode stage; absent: text only.")
+    prefill: PrefillConfig | None = Field(None, description="Prefill stage; absent: decode prefills.")
+    decode: DecodeConfig = Field(description="Decode stage.")
+    ingress: IngressConfig = Field(default_factory=lambda: IngressConfig.model_validate({}), description="HTTP front.")
+    transfer: TransferConfig = Field(
+        default_factory=lambda: TransferConfig.model_validate({}), description="Embedding path E to P."
+    )
+    kv_transfer: KVTransferSettings = Field(
+        default_factory=lambda: KVTransferSettings.model_validate({}), description="KV cache path P to D."
+    )
+    limits: LimitsConfig = Field(
+        default_factory=lambda: LimitsConfig.model_validate({}), description="Limits of one request."
+    )
+
+    @property
+    def topology(self) -> str:
+        """The stages by their letters: E/P/D, E/PD, P/D or PD."""
+        return ("E/" if self.encoder else "") + ("P/D" if self.prefill else "PD")
+
+    @property
+    def api_model_name(self) -> str:
+        """The name that clients put into `model`."""
+        return self.served_model_name or self.model
+
+    @property
+    def encoder_dtype(self) -> DType:
+        """Type of the embeddings that the encoder hands over."""
+        return (self.encoder.dtype if self.encoder else None) or self.dtype
+
+    @model_validator(mode="after")
+    def _stages_fit_together(self) -> TriptychConfig:
+        if self.encoder and self.encoder.dtype not in (None, self.dtype):
+            raise ValueError(
+                f"encoder.dtype is {self.encoder.dtype} but the language model runs in {self.dtype}: "
+                "the engine would have to convert every embedding; give both the same type"
+            )
+        if self.prefill and "max_model_len" in self.prefill.engine_args | self.decode.engine_args:
+            lengths = {s.engine_args.get("max_model_len") for s in (self.prefill, self.decode)}
+            if len(lengths) > 1:
+                raise ValueError("prefill and decode have different engine_args.max_model_len: give both the same")
+        if self.device == "cpu":
+            for name, stage in self.stages().items():
+                wanted = {"NPU", "GPU"} & stage.resources_per_rank.keys()
+                if wanted:
+                    raise ValueError(f"device is cpu but {name}.resources_per_rank asks for {sorted(wanted)[0]}")
+        return self
+
+    def stages(self) -> dict[str, StageConfig]:
+        """The stages that this service has, by section name, in the order a request visits them."""
+        candidates: dict[str, StageConfig | None] = {
+            "encoder": self.encoder,
+            "prefill": self.prefill,
+            "decode": self.decode,
+        }
+        return {name: stage for name, stage in candidates.items() if stage is not None}

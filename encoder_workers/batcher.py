@@ -1,0 +1,159 @@
+"""Packs waiting items into forward passes: decoding ahead in a small pool, the tower on a thread of its own.
+
+    submit --> preparing (pool) --> prepared --> in a pass (tower thread) --> done
+                   |                   |               |
+                   +-- BadMedia ------ + -- dropped ---+-- EncodeFailed
+
+An item that nobody waits for any more is dropped before it costs a pass. A bad item fails alone, and so does the item
+that makes a pass fail: the pass is repeated item by item.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from encoder_workers.encoder import Encoder
+from encoder_workers.media import Media, Prepared
+from transfer.errors import EncodeFailed, TriptychError
+
+logger = logging.getLogger(__name__)
+
+Outcome = torch.Tensor | TriptychError
+"""An embedding [num_tokens, width] on the host, or why there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeJob:
+    """One item to encode.
+
+    Attributes:
+        cost: patches of the item.
+        wanted: whether anybody still waits for it; asked before each expensive step.
+        done: takes the outcome, once, on a thread of the batcher.
+    """
+
+    media: Media
+    cost: int
+    wanted: Callable[[], bool]
+    done: Callable[[Outcome], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTimes:
+    """What one pass held, and its moments on the monotonic clock: its first item's decoding began, the pass ended."""
+
+    num_items: int
+    num_patches: int
+    begun: float
+    finished: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    job: EncodeJob
+    prepared: Prepared
+    begun: float
+
+
+class Batcher:
+    """Runs an encoder for many callers. `submit` from any thread; `close` lets nothing new in and ends the threads."""
+
+    def __init__(self, encoder: Encoder, max_batch_patches: int, max_wait_s: float, num_prepare_threads: int) -> None:
+        self._encoder = encoder
+        self._max_batch_patches = max_batch_patches
+        self._max_wait_s = max_wait_s
+        self._prepared: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self.last_pass: BatchTimes | None = None
+        self.num_encoded = 0
+        self._pool = ThreadPoolExecutor(num_prepare_threads, thread_name_prefix="triptych-prepare")
+        self._thread = threading.Thread(target=self._run, name="triptych-encode", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: EncodeJob) -> None:
+        """Encode this item, after those that came before it."""
+        self._pool.submit(self._prepare, job)
+
+    def close(self) -> None:
+        """End both threads after what they are doing; items not begun are dropped. Idempotent."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _prepare(self, job: EncodeJob) -> None:
+        if not job.wanted():
+            return
+        begun = time.monotonic()
+        try:
+            prepared = self._encoder.preprocess(self._encoder.decode(job.media))
+        except TriptychError as error:
+            job.done(error)
+            return
+        except Exception as error:  # The edge of this thread: every failure becomes the item's own outcome.
+            logger.exception("preparing an item failed")
+            job.done(EncodeFailed(f"the {job.media.modality} could not be prepared: {type(error).__name__}"))
+            return
+        with self._changed:
+            self._prepared.append(_Waiting(job, prepared, begun))
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            self._encode(batch)
+
+    def _next_batch(self) -> list[_Waiting] | None:
+        with self._changed:
+            while not self._prepared:
+                if self._closing:
+                    return None
+                self._changed.wait()
+            if self._max_wait_s:
+                deadline = time.monotonic() + self._max_wait_s
+                while not self._closing and self._waiting_patches() < self._max_batch_patches:
+                    if not self._changed.wait(deadline - time.monotonic()):
+                        break
+            batch: list[_Waiting] = []
+            room = self._max_batch_patches
+            while self._prepared and (not batch or self._prepared[0].job.cost <= room):
+                batch.append(self._prepared.popleft())
+                room -= batch[-1].job.cost
+            return batch
+
+    def _waiting_patches(self) -> int:
+        return sum(waiting.job.cost for waiting in self._prepared)
+
+    def _encode(self, batch: list[_Waiting]) -> None:
+        batch = [waiting for waiting in batch if waiting.job.wanted()]
+        if not batch:
+            return
+        try:
+            embeddings = self._encoder.forward([waiting.prepared for waiting in batch])
+            tensors = [embedding.tensor.to("cpu").contiguous() for embedding in embeddings]
+        except Exception as error:  # The edge of this thread: one item's failure must not take the others along.
+            logger.exception("a pass over %d items failed", len(batch))
+            if len(batch) > 1:
+                for waiting in batch:
+                    self._encode([waiting])
+            else:
+                batch[0].job.done(EncodeFailed(f"the encoder failed on this item: {type(error).__name__}"))
+            return
+        self.last_pass = BatchTimes(
+            num_items=len(batch),
+            num_patches=sum(waiting.job.cost for waiting in batch),
+            begun=min(waiting.begun for waiting in batch),
+            finished=time.monotonic(),
+        )
+        self.num_encoded += len(batch)
+        for waiting, tensor in zip(batch, tensors, strict=True):
+            waiting.job.done(tensor)

@@ -1,0 +1,152 @@
+"""The encoder of one process: loads a checkpoint's tower and turns media into embeddings."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from encoder_workers.checkpoint import Checkpoint
+from encoder_workers.interface import Processor, Tower
+from encoder_workers.media import Decoded, Embedding, ItemMetadata, Limits, Media, Prepared
+from encoder_workers.planner import plan_passes
+from encoder_workers.registry import find_family, load_family
+from npu_kernels import check_ops, resolve_device, resolve_dtype, select_ops
+from transfer.errors import BadMedia
+from transfer.messages import Modality
+
+logger = logging.getLogger(__name__)
+
+MAX_PATCHES_PER_PASS = 65_536
+_NOT_OF_THE_TOWER = ("text_config", "llm_config", "transformers_version", "torch_dtype", "dtype")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+class Encoder:
+    """Media in, embeddings out. Bad items fail alone: their place in a result holds the BadMedia that tells why.
+
+    `describe`, `decode` and `preprocess` keep no state and may run in several threads while `forward` runs in one.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        tower: Tower,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        revision: str,
+        limits: Limits,
+    ) -> None:
+        self._processor = processor
+        self._tower: Tower | None = tower
+        self.device = device
+        self.dtype = dtype
+        self.revision = revision
+        """Identifies the tower's weights and all settings; equal on hosts with equal files."""
+        self.limits = limits
+        self.width = tower.width
+        """Columns of an embedding."""
+        self.layout = tower.layout
+        """What the columns hold: "main", or "main+deepstack3" for four levels side by side."""
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What this model encodes."""
+        return self._processor.modalities
+
+    @property
+    def processor(self) -> Processor:
+        """The token formula: describes items without weights."""
+        return self._processor
+
+    def describe(self, items: Sequence[Media]) -> list[ItemMetadata | BadMedia]:
+        """Tokens and prompt metadata of each item, from its header alone. ValueError for an unknown option."""
+        return _each(items, lambda item: self._processor.describe(item, self.limits))
+
+    def decode(self, media: Media) -> Decoded:
+        """Raw samples of one item. Raises BadMedia."""
+        return self._processor.decode(media, self.limits)
+
+    def preprocess(self, decoded: Decoded) -> Prepared:
+        """Rows for `forward`."""
+        return self._processor.preprocess(decoded)
+
+    def forward(self, batch: Sequence[Prepared]) -> list[Embedding]:
+        """One packed pass of the tower over items already prepared; results in order."""
+        if self._tower is None:
+            raise ValueError("the encoder is closed")
+        if not batch:
+            return []
+        tensors = self._tower.forward(batch)
+        for item, tensor in zip(batch, tensors, strict=True):
+            assert tensor.shape == (item.metadata.num_tokens, self.width), (tensor.shape, item.metadata)
+        return [Embedding(tensor, item.metadata) for item, tensor in zip(batch, tensors, strict=True)]
+
+    def encode(self, items: Sequence[Media]) -> list[Embedding | BadMedia]:
+        """All steps for a list of items, packed into as few passes as MAX_PATCHES_PER_PASS allows."""
+        prepared = _each(items, lambda item: self.preprocess(self.decode(item)))
+        results: list[Embedding | BadMedia | None] = [p if isinstance(p, BadMedia) else None for p in prepared]
+        good = [(index, p) for index, p in enumerate(prepared) if isinstance(p, Prepared)]
+        for chosen in plan_passes([p.metadata.num_patches for _, p in good], MAX_PATCHES_PER_PASS):
+            for place, embedding in zip(chosen, self.forward([good[i][1] for i in chosen]), strict=True):
+                results[good[place][0]] = embedding
+        return [result for result in results if result is not None]
+
+    def close(self) -> None:
+        """Free the weights. Idempotent."""
+        self._tower = None
+
+
+def load_processor(model: str | Path) -> Processor:
+    """The processor of a checkpoint, without weights: enough to tell the number of tokens of any item."""
+    checkpoint = Checkpoint(model)
+    return load_family(find_family(checkpoint)).load_processor(checkpoint)
+
+
+def load_encoder(
+    model: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str | torch.dtype,
+    ranks: int = 1,
+    ops: str | Mapping[str, str] = "auto",
+    limits: Limits | None = None,
+) -> Encoder:
+    """Load the tower of a checkpoint (a directory or a hub repository) and check its operators on the device.
+
+    Raises CheckpointError (a ValueError) when the checkpoint cannot be used, ValueError for bad arguments, and
+    KernelMismatch when an operator is wrong on this device.
+    """
+    if ranks != 1:
+        raise ValueError(f"ranks must be 1: an encoder over several ranks is not available yet, got {ranks}")
+    started = time.monotonic()
+    torch_device, torch_dtype = resolve_device(device), resolve_dtype(dtype)
+    chosen_ops = select_ops(ops, torch_device)
+    checkpoint = Checkpoint(model)
+    entry = find_family(checkpoint)
+    family = load_family(entry)
+    processor = family.load_processor(checkpoint)
+    tower = family.load_tower(checkpoint, chosen_ops, torch_device, torch_dtype)
+    check_ops(chosen_ops, torch_device, torch_dtype, tower.attention_shape)
+    config = {key: value for key, value in checkpoint.config.items() if key not in _NOT_OF_THE_TOWER}
+    revision = checkpoint.digest(checkpoint.names(entry.prefixes), {"config": config, "processor": processor.settings})
+    logger.info("loaded the encoder of %s on %s in %.1f s", model, torch_device, time.monotonic() - started)
+    return Encoder(
+        processor, tower, device=torch_device, dtype=torch_dtype, revision=revision, limits=limits or Limits()
+    )
+
+
+def _each(items: Sequence[_In], step: Callable[[_In], _Out]) -> list[_Out | BadMedia]:
+    results: list[_Out | BadMedia] = []
+    for item in items:
+        try:
+            results.append(step(item))
+        except BadMedia as error:
+            results.append(error)
+    return results

@@ -1,0 +1,1 @@
+"""One folder per model family, and the table that finds it from a checkpoint's config.json."""

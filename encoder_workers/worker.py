@@ -1,0 +1,251 @@
+"""The encoder worker: answers tickets at once, encodes behind them, and holds the results until they are collected.
+
+A plain class; `cluster` makes a Ray deployment of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from configs import TriptychConfig, embedding_fingerprint
+from encoder_workers.batcher import Batcher, EncodeJob, Outcome
+from encoder_workers.cache import EmbeddingCache
+from encoder_workers.embedding_server import start_server
+from encoder_workers.encoder import load_encoder
+from encoder_workers.fetch import FetchLimits, MediaFetcher
+from encoder_workers.media import ItemMetadata, Limits, Media
+from transfer import (
+    BadMedia,
+    Busy,
+    DeadlineExceeded,
+    EncodeFailed,
+    EncodeReply,
+    EncodeRequest,
+    EncodeTicket,
+    ItemFailure,
+    MediaItem,
+    TriptychError,
+    item_key,
+    new_transfer_id,
+    tensor_to_buffer,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Encoding:
+    """One item being encoded, and the transfers that wait for it."""
+
+    transfers: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderStats:
+    """What a worker holds and has counted. `process_id` tells replicas apart.
+
+    `last_begun` and `last_finished` are the monotonic moments of the last pass, 0 before the first.
+    """
+
+    process_id: int
+    num_leases: int
+    num_pending: int
+    num_encoded: int
+    num_cache_hits: int
+    cached_bytes: int
+    last_begun: float
+    last_finished: float
+
+
+class EncoderWorker:
+    """One encoder replica.
+
+    Lifecycle: the constructor loads the tower and binds the embedding server; `encode` any number of times; `close`
+    ends both, is idempotent and safe after a failed start. Every ticket's transfer ends in a published embedding, a
+    typed failure, a release or the end of its lease.
+    """
+
+    def __init__(self, config: TriptychConfig, host: str) -> None:
+        """Args: `host` is the address at which other nodes reach this one."""
+        if config.encoder is None:
+            raise ValueError("this service has no encoder section")
+        self._settings = config.encoder
+        self._model = config.model
+        self._fingerprint = embedding_fingerprint(config)
+        # First, since what it finds wrong is quickly said.
+        self._server = start_server(config, host, self._fingerprint)
+        if config.device == "cpu":
+            torch.set_num_threads(config.encoder.num_threads)
+        limits = config.limits
+        try:
+            self._encoder = load_encoder(
+                config.model,
+                device=config.device,
+                dtype=config.encoder_dtype,
+                ranks=config.encoder.ranks_per_replica,
+                ops=config.encoder.ops,
+                limits=Limits(item_bytes=limits.item_bytes, pixels=limits.pixels),
+            )
+        except BaseException:
+            self._server.close()
+            raise
+        self._fetcher = MediaFetcher(
+            FetchLimits(limits.item_bytes, limits.fetch_timeout_s, frozenset(limits.allowed_media_hosts))
+        )
+        self._cache = EmbeddingCache(config.encoder.cache_bytes)
+        self._encodings: dict[str, _Encoding] = {}
+        self._lock = threading.Lock()
+        self._batcher = Batcher(
+            self._encoder, config.encoder.max_batch_tokens, config.encoder.max_batch_wait_s, config.encoder.num_threads
+        )
+
+    async def encode(self, request: EncodeRequest) -> EncodeReply:
+        """Tickets for the items, from their headers; encoding goes on behind.
+
+        Items that cannot be encoded have a failure in the reply instead of a ticket; the others are not touched by it.
+
+        Raises:
+            Busy: this replica holds as many items as it may; nothing was begun.
+        """
+        if self._server.stats().num_leases + len(request.items) > self._settings.max_pending_items:
+            raise Busy(f"this encoder holds {self._settings.max_pending_items} items already")
+        deadline = time.monotonic() + request.timeout_s
+        # An exception of one item, whatever it is, must not cost the others their tickets.
+        results = await asyncio.gather(
+            *(self._begin(request, item, deadline) for item in request.items), return_exceptions=True
+        )
+        tickets = tuple(result if isinstance(result, EncodeTicket) else None for result in results)
+        failures = tuple(
+            _item_failure(index, result) for index, result in enumerate(results) if isinstance(result, BaseException)
+        )
+        return EncodeReply(request.request_id, tickets, failures)
+
+    def stats(self) -> EncoderStats:
+        """A moment of this worker."""
+        last = self._batcher.last_pass
+        return EncoderStats(
+            process_id=os.getpid(),
+            num_leases=self._server.stats().num_leases,
+            num_pending=len(self._encodings),
+            num_encoded=self._batcher.num_encoded,
+            num_cache_hits=self._cache.num_hits,
+            cached_bytes=self._cache.held_bytes,
+            last_begun=last.begun if last else 0.0,
+            last_finished=last.finished if last else 0.0,
+        )
+
+    def close(self) -> None:
+        """Answer what waits with a typed error and free everything."""
+        self._server.close()
+        self._batcher.close()
+        self._encoder.close()
+
+    async def _begin(self, request: EncodeRequest, item: MediaItem, deadline: float) -> EncodeTicket:
+        data = await self._fetcher.bytes_of(item)
+        media = Media(item.modality, data, request.processor_options)
+        announced = asyncio.ensure_future(asyncio.to_thread(self._announce, media, request.tenant, deadline))
+        try:
+            return await asyncio.shield(announced)
+        except asyncio.CancelledError:
+            # Nobody will get this ticket. Its thread cannot be stopped, so it is given up when it is there.
+            announced.add_done_callback(self._give_up)
+            raise
+
+    def _give_up(self, announced: asyncio.Future[EncodeTicket]) -> None:
+        if not announced.cancelled() and announced.exception() is None:
+            self._server.release(announced.result().transfer_id)
+
+    def _announce(self, media: Media, tenant: str, deadline: float) -> EncodeTicket:
+        (metadata,) = self._encoder.describe([media])
+        if isinstance(metadata, BadMedia):
+            raise metadata
+        key = item_key(media.data, media.modality, media.options, self._model, self._encoder.revision, tenant)
+        ticket = self._ticket(key, metadata)
+        # The lease lasts while the request may still ask for the item, however long the queue here is.
+        wait_s = deadline - time.monotonic()
+        if wait_s <= 0:
+            raise DeadlineExceeded("the request's time ended before its media was here")
+        self._server.announce(ticket.transfer_id, key, ticket.num_tokens, ticket.width, ticket.dtype, wait_s=wait_s)
+        self._start(key, media, metadata.num_patches, ticket.transfer_id)
+        return ticket
+
+    def _ticket(self, key: str, metadata: ItemMetadata) -> EncodeTicket:
+        return EncodeTicket(
+            item_key=key,
+            modality=metadata.modality,
+            num_tokens=metadata.num_tokens,
+            width=self._encoder.width,
+            dtype=str(self._encoder.dtype).removeprefix("torch."),
+            layout=self._encoder.layout,
+            metadata=metadata.prompt,
+            transfer_id=new_transfer_id(),
+            endpoints=(self._server.endpoint,),
+            expected_bytes=metadata.num_tokens * self._encoder.width * self._encoder.dtype.itemsize,
+            fingerprint=self._fingerprint,
+        )
+
+    def _start(self, key: str, media: Media, cost: int, transfer_id: str) -> None:
+        """Publish at once what is cached, join an encoding of the same content, or begin one."""
+        with self._lock:
+            encoding = self._encodings.get(key)
+            if encoding is not None:
+                encoding.transfers.add(transfer_id)
+                return
+            # Under the lock: an encoding that ends leaves its result here before it leaves the table.
+            cached = self._cache.get(key)
+            if cached is None:
+                encoding = self._encodings[key] = _Encoding({transfer_id})
+        if encoding is None:
+            assert cached is not None
+            self._finish({transfer_id}, cached)
+            return
+        self._batcher.submit(
+            EncodeJob(
+                media=media,
+                cost=cost,
+                wanted=partial(self._wanted, key, encoding),
+                done=partial(self._done, key, encoding),
+            )
+        )
+
+    def _wanted(self, key: str, encoding: _Encoding) -> bool:
+        """Whether a live lease still waits; an encoding that nobody wants is forgotten here, so that none can join."""
+        with self._lock:
+            if any(self._server.is_live(transfer_id) for transfer_id in encoding.transfers):
+                return True
+            del self._encodings[key]
+            return False
+
+    def _done(self, key: str, encoding: _Encoding, outcome: Outcome) -> None:
+        if isinstance(outcome, torch.Tensor):
+            self._cache.put(key, outcome)
+        with self._lock:
+            del self._encodings[key]
+            transfers = set(encoding.transfers)
+        self._finish(transfers, outcome)
+
+    def _finish(self, transfers: set[str], outcome: Outcome) -> None:
+        for transfer_id in transfers:
+            if isinstance(outcome, TriptychError):
+                self._server.fail(transfer_id, outcome)
+            else:
+                shape = (outcome.shape[0], outcome.shape[1])
+                dtype = str(outcome.dtype).removeprefix("torch.")
+                self._server.publish(transfer_id, tensor_to_buffer(outcome), shape, dtype)
+
+
+def _item_failure(index: int, error: BaseException) -> ItemFailure:
+    if isinstance(error, TriptychError):
+        return ItemFailure(index, error.code, error.message)
+    if isinstance(error, ValueError):
+        return ItemFailure(index, BadMedia.code, str(error))
+    logger.error("item %d could not be taken", index, exc_info=error)
+    return ItemFailure(index, EncodeFailed.code, f"the item could not be taken: {type(error).__name__}")

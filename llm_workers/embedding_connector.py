@@ -1,0 +1,130 @@
+"""vLLM's encoder-cache connector that fetches embeddings from Triptych's encoders.
+
+The scheduler side fetches into host shared memory and defers a request until its items are there; the worker side, in
+every tensor-parallel worker, copies them from that memory into the engine's encoder cache. vLLM loads this file by
+`ec_connector_module_path`. A request carries what
+`embedding_params.request_params` builds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorMetadata, ECConnectorRole
+from vllm.platforms import current_platform
+
+from llm_workers.embedding_needs import EmbeddingNeeds
+from llm_workers.embedding_params import parse_params
+from llm_workers.embedding_path import EmbeddingPath
+from llm_workers.embedding_segment import StoredEmbedding
+from llm_workers.embedding_store import EmbeddingStore
+from transfer import ClientSettings, EmbeddingClient, FailureReporter, cluster_key, receive_channels
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+
+@dataclass
+class LoadList(ECConnectorMetadata):  # type: ignore[misc]
+    """What one step loads; scheduler to workers."""
+
+    embeddings: list[StoredEmbedding]
+
+
+class TriptychConnector(ECConnectorBase):  # type: ignore[misc]
+    """The connector; one instance per engine in each of its two roles."""
+
+    def __init__(self, vllm_config: VllmConfig, role: ECConnectorRole) -> None:
+        super().__init__(vllm_config=vllm_config, role=role)
+        self._to_load: list[str] = []
+        self._needs: EmbeddingNeeds | None = None
+        if role is ECConnectorRole.SCHEDULER:
+            path = EmbeddingPath(**vllm_config.ec_transfer_config.ec_connector_extra_config)
+            key_file = Path(path.curve_key_file) if path.curve_key_file else None
+            settings = ClientSettings(curve=cluster_key(key_file))
+            self._client = EmbeddingClient(path.fingerprint, settings, receive_channels(path.channels))
+            self._store = EmbeddingStore(path.store_bytes)
+            self._failures = FailureReporter(path.failure_endpoint)
+            self._needs = EmbeddingNeeds(self._client, self._store, self._failures)
+
+    # Scheduler side. All calls come from the engine's one scheduler thread.
+
+    def ensure_cache_available(self, request: Request, num_computed_tokens: int) -> bool:
+        """False while an item after `num_computed_tokens` is still on its way."""
+        assert self._needs is not None
+        params = request.ec_transfer_params
+        keys = [
+            feature.identifier
+            for feature in request.mm_features
+            if feature.mm_position.offset + feature.mm_position.length > num_computed_tokens
+        ]
+        if params is None or not keys:
+            return True
+        self._start(request.request_id, params)
+        return self._needs.ready(request.request_id, list(dict.fromkeys(keys)))
+
+    def take_unavailable_requests(self) -> set[str]:
+        """Requests whose embeddings cannot be had; the reason is already reported."""
+        assert self._needs is not None
+        return self._needs.take_unavailable()
+
+    def has_cache_item(self, identifier: str) -> bool:
+        """Whether the item can be loaded in the step being built."""
+        return identifier in self._store
+
+    def update_state_after_alloc(self, request: Request, index: int) -> None:
+        """The engine made room for this item: load it in the step being built."""
+        identifier = request.mm_features[index].identifier
+        if identifier in self._store:
+            self._to_load.append(identifier)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> LoadList:
+        """What the step's workers load."""
+        to_load, self._to_load = self._to_load, []
+        return LoadList(self._store.list_for_step(list(dict.fromkeys(to_load))))
+
+    def request_finished(self, request: Request) -> tuple[bool, dict[str, Any] | None]:
+        """End of a request in any way: its leases are released; nothing is held back."""
+        assert self._needs is not None
+        params = request.ec_transfer_params
+        if params is not None:
+            # A request that never waited (all cached, or aborted early) still owns its leases.
+            self._start(request.request_id, params)
+            self._needs.finish(request.request_id)
+        return False, None
+
+    def _start(self, request_id: str, params: dict[str, Any]) -> None:
+        """Take up a request at its first appearance; the scheduler asks about a waiting one at every step."""
+        assert self._needs is not None
+        if request_id not in self._needs:
+            self._needs.start(request_id, parse_params(params))
+
+    def shutdown(self) -> None:
+        """Release everything; idempotent."""
+        if self._needs is not None:
+            self._needs.close()
+            self._needs = None
+            self._client.close()
+            self._failures.close()
+            self._store.close()
+
+    # Worker side.
+
+    def start_load_caches(self, encoder_cache: dict[str, torch.Tensor], **kwargs: Any) -> None:
+        """Copy the step's embeddings into the engine's encoder cache."""
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, LoadList)
+        device = torch.device(current_platform.device_type)
+        if current_platform.is_cuda_alike():
+            device = torch.device(device.type, current_platform.current_device())
+        for stored in metadata.embeddings:
+            if stored.key not in encoder_cache:
+                encoder_cache[stored.key] = stored.load(device)
+
+    def save_caches(self, encoder_cache: dict[str, torch.Tensor], mm_hash: str, **kwargs: Any) -> None:
+        """Consumers save nothing."""

@@ -1,0 +1,112 @@
+"""From Triptych's settings to the arguments of one vLLM engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from typing import Literal
+
+from vllm.config import ECTransferConfig, KVTransferConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+
+from configs import PrefillConfig, TriptychConfig
+from configs.environment import ENGINE_PARENT, NIXL_PAUSE_US
+from llm_workers.embedding_path import EmbeddingPath
+
+EngineRole = Literal["prefill", "decode"]
+
+DEFAULT_CPU_KV_CACHE_BYTES = 2**30
+_CPU_NIXL_PAUSE_US = 100
+
+
+def stage_settings(config: TriptychConfig, role: EngineRole) -> PrefillConfig:
+    """The section of the settings that belongs to this role."""
+    stage = config.prefill if role == "prefill" else config.decode
+    if stage is None:
+        raise ValueError("this service has no prefill stage: decode prefills")
+    return stage
+
+
+def computes_prompts(config: TriptychConfig, role: EngineRole) -> bool:
+    """Whether this engine computes prompts, and therefore needs embeddings."""
+    return role == "prefill" or config.prefill is None
+
+
+def engine_args(config: TriptychConfig, role: EngineRole, path: EmbeddingPath | None) -> AsyncEngineArgs:
+    """The engine of one replica.
+
+    Args:
+        path: the embedding path; needed exactly when the engine computes prompts with media in them.
+    """
+    stage = stage_settings(config, role)
+    args = AsyncEngineArgs(
+        model=config.model,
+        served_model_name=[config.api_model_name],
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        tensor_parallel_size=stage.tensor_parallel_size,
+        distributed_executor_backend="mp" if stage.tensor_parallel_size > 1 else None,
+        mm_processor_cache_gb=0,
+    )
+    if config.encoder is not None:
+        args.language_model_only = True
+    if config.prefill is not None:
+        args.kv_transfer_config = KVTransferConfig(
+            kv_connector=config.kv_transfer.connector,
+            kv_role="kv_both",
+            kv_buffer_device=config.kv_transfer.buffer_device or config.device,
+            kv_connector_extra_config=dict(config.kv_transfer.extra_config),
+        )
+    if path is not None:
+        args.ec_transfer_config = ECTransferConfig(
+            ec_connector="TriptychConnector",
+            ec_connector_module_path="llm_workers.embedding_connector",
+            ec_role="ec_consumer",
+            ec_connector_extra_config=dataclasses.asdict(path),
+        )
+    args.kv_cache_memory_bytes = stage.kv_cache_bytes
+    if stage.kv_cache_bytes is None and config.device == "cpu":
+        args.kv_cache_memory_bytes = DEFAULT_CPU_KV_CACHE_BYTES
+    for name, value in stage.engine_args.items():
+        if name not in AsyncEngineArgs.__dataclass_fields__:
+            raise ValueError(f"{role}.engine_args.{name} is not an argument of vllm.AsyncEngineArgs")
+        setattr(args, name, value)
+    return args
+
+
+def engine_environment(config: TriptychConfig, role: EngineRole, host: str) -> dict[str, str]:
+    """Environment variables that vLLM reads and that have no argument.
+
+    On CPU every engine would bind its threads to the same cores, which costs two engines on one machine a factor of
+    ten and more; so threads are left to the operating system and their number is the stage's `num_threads`.
+
+    Args:
+        host: address of this node at which other nodes reach the KV side channel.
+    """
+    stage = stage_settings(config, role)
+    variables = {
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": host,
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port(host)),
+        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+        ENGINE_PARENT: str(os.getpid()),
+    }
+    if config.device == "cpu":
+        variables |= {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(stage.num_threads),
+            NIXL_PAUSE_US: str(_CPU_NIXL_PAUSE_US),
+        }
+        if stage.engine_args.get("enforce_eager"):
+            # vLLM compiles its sampler even so: seconds at the first sampled token, and a C++ compiler that fails on
+            # paths with spaces.
+            variables["TORCH_COMPILE_DISABLE"] = "1"
+    return variables
+
+
+def free_port(host: str) -> int:
+    """A TCP port that is free now on `host`; vLLM's side channel cannot bind port 0 itself."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,96 @@
+"""What the pipeline and the language model workers say to each other (Ray calls)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
+
+from transfer.messages import EmbeddingRef, Metadata, Modality
+
+KVParams = dict[str, Any]
+"""vLLM's kv_transfer_params: opaque, handed from prefill to decode as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptItem:
+    """One media item inside a prompt: where its placeholder tokens stand and what the model must know of it.
+
+    Attributes:
+        key: content key; also the name of the embedding in the engine's encoder cache and in its prefix cache.
+        offset, length: range of placeholder tokens in `Prompt.token_ids`.
+        metadata: what the language model needs besides the embedding, for example image_grid_thw.
+    """
+
+    modality: Modality
+    key: str
+    offset: int
+    length: int
+    metadata: tuple[Metadata, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered prompt: token ids with every placeholder expanded, and the items that belong to them."""
+
+    token_ids: list[int]
+    items: tuple[PromptItem, ...] = ()
+    text: str | None = None
+    cache_salt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """Per-request options of vLLM's `generate` that are passed on as they are."""
+
+    priority: int = 0
+    reasoning_ended: bool | None = None
+    reasoning_parser_kwargs: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillRequest:
+    """Pipeline to prefill: compute the KV cache of this prompt.
+
+    Attributes:
+        embeddings: where to fetch each item's embedding, one reference per distinct item key.
+        timeout_s: time left for the whole request.
+    """
+
+    request_id: str
+    prompt: Prompt
+    params: SamplingParams
+    embeddings: tuple[EmbeddingRef, ...]
+    timeout_s: float
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillResult:
+    """Prefill to pipeline: the KV cache is ready to be pulled.
+
+    Attributes:
+        output: vLLM's output of the prefill step; it holds prompt logprobs and cache statistics.
+    """
+
+    kv_params: KVParams
+    output: RequestOutput
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRequest:
+    """Pipeline to decode: generate. With `kv_params` the prompt's KV cache is pulled, without it is computed here.
+
+    Attributes:
+        embeddings: as for prefill; used only when the prompt is computed here.
+    """
+
+    request_id: str
+    prompt: Prompt
+    params: SamplingParams
+    kv_params: KVParams | None
+    embeddings: tuple[EmbeddingRef, ...]
+    timeout_s: float
+    options: GenerateOptions = field(default_factory=GenerateOptions)

@@ -1,0 +1,163 @@
+"""The prefill and decode workers: plain classes around one engine each; `cluster` makes Ray deployments of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.outputs import RequestOutput
+
+from configs import TriptychConfig, embedding_fingerprint
+from llm_workers.embedding_params import request_params
+from llm_workers.embedding_path import EmbeddingPath
+from llm_workers.engine import LanguageModelEngine
+from llm_workers.engine_config import EngineRole, computes_prompts, stage_settings
+from llm_workers.kv_handoff import decode_sampling, prefill_kv_params, prefill_sampling
+from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
+from transfer import EmbeddingRef, FailureCollector, RetryableError, TriptychError
+
+logger = logging.getLogger(__name__)
+
+_FAILURE_REPORT_WAIT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LLMStats:
+    """What a worker does and has done. `process_id` tells replicas apart."""
+
+    process_id: int
+    num_running: int
+    num_finished: int
+
+
+class LLMWorker:
+    """One engine of either stage.
+
+    Lifecycle: the constructor starts the engine and returns when it can serve; then any number of calls, each of which
+    ends when its result is complete, its deadline passes, or its caller cancels it (the engine then aborts the
+    request); `close` ends the engine, is idempotent and safe after a failed start.
+    """
+
+    def __init__(self, config: TriptychConfig, role: EngineRole, host: str) -> None:
+        self._failures: FailureCollector | None = None
+        self._engine: LanguageModelEngine | None = None
+        self._num_running = 0
+        self._num_finished = 0
+        path = None
+        if config.encoder is not None and computes_prompts(config, role):
+            self._failures = FailureCollector()
+            path = EmbeddingPath(
+                store_bytes=stage_settings(config, role).embedding_store_bytes,
+                fingerprint=embedding_fingerprint(config),
+                failure_endpoint=self._failures.endpoint,
+                channels=list(config.transfer.channels),
+                curve_key_file=str(config.transfer.curve_key_file) if config.transfer.curve_key_file else None,
+            )
+        try:
+            self._engine = LanguageModelEngine(config, role, host, path)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def engine(self) -> LanguageModelEngine:
+        """The running engine."""
+        assert self._engine is not None, "the worker is closed"
+        return self._engine
+
+    async def prefill(self, request: PrefillRequest) -> PrefillResult:
+        """Compute the prompt's KV cache and say how to pull it.
+
+        Raises:
+            RetryableError: an embedding could not be had; encoding the item again may help.
+            TerminalError: it never can be had.
+            DeadlineExceeded: `timeout_s` passed.
+        """
+        outputs = self.engine.generate(
+            request.prompt,
+            prefill_sampling(request.params),
+            request.request_id,
+            request.options,
+            timeout_s=request.timeout_s,
+            kv_params=prefill_kv_params(),
+            ec_params=self._ec_params(request.request_id, request.embeddings, request.timeout_s),
+        )
+        with self._counted():
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    await self._raise_if_failed(request.request_id, output)
+        if output.kv_transfer_params is None:
+            raise TriptychError("the prefill engine kept no KV cache: check kv_transfer.connector")
+        return PrefillResult(output.kv_transfer_params, output)
+
+    async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
+        """Generate; yields vLLM's outputs of the kind that `request.params.output_kind` asks for.
+
+        Raises:
+            as `prefill`.
+        """
+        outputs = self.engine.generate(
+            request.prompt,
+            request.params if request.kv_params is None else decode_sampling(request.params),
+            request.request_id,
+            request.options,
+            timeout_s=request.timeout_s,
+            kv_params=request.kv_params,
+            ec_params=self._ec_params(request.request_id, request.embeddings, request.timeout_s),
+        )
+        with self._counted():
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    await self._raise_if_failed(request.request_id, output)
+                    yield output
+
+    async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
+        """Drop a KV cache that prefill holds and no decode will pull."""
+        await self.engine.release_kv(request_id, kv_params)
+
+    def stats(self) -> LLMStats:
+        """A moment of this worker."""
+        return LLMStats(os.getpid(), self._num_running, self._num_finished)
+
+    async def check_health(self) -> None:
+        """Raises when the engine is dead."""
+        await self.engine.check_health()
+
+    def close(self) -> None:
+        """End the engine and give back what the worker holds."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+        if self._failures is not None:
+            self._failures.close()
+            self._failures = None
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._num_running += 1
+        try:
+            yield
+        finally:
+            self._num_running -= 1
+            self._num_finished += 1
+
+    def _ec_params(
+        self, request_id: str, embeddings: tuple[EmbeddingRef, ...], timeout_s: float
+    ) -> dict[str, Any] | None:
+        if self._failures is None or not embeddings:
+            return None
+        return request_params(request_id, embeddings, timeout_s)
+
+    async def _raise_if_failed(self, request_id: str, output: RequestOutput) -> None:
+        """Turn the engine's bare "error" into the typed cause that the connector reported."""
+        if not any(completion.finish_reason == "error" for completion in output.outputs):
+            return
+        cause = None
+        if self._failures is not None:
+            cause = await asyncio.to_thread(self._failures.take, request_id, _FAILURE_REPORT_WAIT_S)
+        raise cause or RetryableError("the engine failed the request without giving a reason")

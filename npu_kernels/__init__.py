@@ -1,0 +1,20 @@
+"""The hot operations of an encoder, one right answer each: interface, reference, vendor backends, registry, device."""
+
+from npu_kernels.device import resolve_device, resolve_dtype, synchronize
+from npu_kernels.interface import OP_NAMES, Ops
+from npu_kernels.registry import select_ops
+from npu_kernels.segments import Segments
+from npu_kernels.self_test import AttentionShape, KernelMismatch, check_ops
+
+__all__ = [
+    "OP_NAMES",
+    "AttentionShape",
+    "KernelMismatch",
+    "Ops",
+    "Segments",
+    "check_ops",
+    "resolve_device",
+    "resolve_dtype",
+    "select_ops",
+    "synchronize",
+]

@@ -1,0 +1,95 @@
+"""Many requests at once: all answered, all right, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from tests.e2e.conftest import MODEL_NAME
+from tests.e2e.leases import stage_status, wait_until_nothing_is_held
+from tests.e2e.media import draw
+from tests.e2e.servers import Server
+
+_NUM_PICTURES = 40
+_NUM_REQUESTS = 200
+_NUM_TOKENS = 8
+
+
+def _messages(number: int) -> list[Any]:
+    picture = draw(3000 + number, 60 + 13 * (number % 20), 50 + 11 * (number % 17), "jpeg")
+    content = [{"type": "image_url", "image_url": {"url": picture.data_url}}, {"type": "text", "text": "What is it?"}]
+    return [{"role": "user", "content": content}]
+
+
+def _expected(reference: OpenAI) -> list[list[int]]:
+    answers = []
+    for number in range(_NUM_PICTURES):
+        answer: Any = reference.chat.completions.create(
+            model=MODEL_NAME,
+            messages=_messages(number),
+            max_tokens=_NUM_TOKENS,
+            temperature=0,
+            extra_body={"return_token_ids": True, "ignore_eos": True},
+        )
+        answers.append(answer.choices[0].token_ids)
+    return answers
+
+
+async def _ask_all(service: Server) -> list[list[int]]:
+    async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=180) as client:
+
+        async def ask(number: int) -> list[int]:
+            answer: Any = await client.chat.completions.create(
+                model=MODEL_NAME,
+                messages=_messages(number % _NUM_PICTURES),
+                max_tokens=_NUM_TOKENS,
+                temperature=0,
+                extra_body={"return_token_ids": True, "ignore_eos": True},
+            )
+            tokens: list[int] = answer.choices[0].token_ids
+            return tokens
+
+        return await asyncio.gather(*(ask(number) for number in range(_NUM_REQUESTS)))
+
+
+@pytest.mark.timeout(900)
+def test_200_requests_at_once(service: Server, reference: OpenAI) -> None:
+    expected = _expected(reference)
+    before = {stage: stage_status(service, stage) for stage in ("encoder", "prefill", "decode")}
+    answers = asyncio.run(_ask_all(service))
+    wrong = [number for number, tokens in enumerate(answers) if tokens != expected[number % _NUM_PICTURES]]
+    assert not wrong
+    wait_until_nothing_is_held(service)
+    assert all(len(replicas) == 2 for replicas in before.values())
+
+
+def test_every_replica_gets_a_share(service: Server) -> None:
+    """Two replicas of each stage: each one does at least a fifth of a load of distinct pictures."""
+
+    def counts(stage: str, field: str) -> dict[int, int]:
+        return {replica["process_id"]: replica[field] for replica in stage_status(service, stage)}
+
+    fields = {"encoder": "num_encoded", "prefill": "num_finished", "decode": "num_finished"}
+    before = {stage: counts(stage, field) for stage, field in fields.items()}
+
+    async def load() -> None:
+        async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=180) as client:
+            slots = asyncio.Semaphore(16)
+
+            async def ask(number: int) -> None:
+                async with slots:
+                    await client.chat.completions.create(
+                        model=MODEL_NAME, messages=_messages(10_000 + number), max_tokens=4, temperature=0
+                    )
+
+            await asyncio.gather(*(ask(number) for number in range(60)))
+
+    asyncio.run(load())
+    for stage, field in fields.items():
+        done = {pid: number - before[stage].get(pid, 0) for pid, number in counts(stage, field).items()}
+        assert len(done) == 2, (stage, done)
+        assert sum(done.values()) >= 60, (stage, done)
+        assert min(done.values()) >= 12, (stage, done)

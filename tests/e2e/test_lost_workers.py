@@ -1,0 +1,87 @@
+"""A worker dies while requests wait: each ends in its right answer or in one typed error, and service resumes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import psutil
+import pytest
+from openai import APIStatusError, AsyncOpenAI, OpenAI
+
+from tests.e2e.conftest import MODEL_NAME
+from tests.e2e.leases import stage_status, wait_until_nothing_is_held
+from tests.e2e.media import draw
+from tests.e2e.servers import Server
+
+_NUM_REQUESTS = 24
+_RESTART_TIMEOUT_S = 420.0
+
+
+def _messages(seed: int) -> list[Any]:
+    picture = draw(seed, 400, 300, "jpeg")
+    content = [{"type": "image_url", "image_url": {"url": picture.data_url}}, {"type": "text", "text": "What is it?"}]
+    return [{"role": "user", "content": content}]
+
+
+async def _ask_while(service: Server, first_seed: int, kill: Any) -> list[str | APIStatusError]:
+    async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=180) as client:
+
+        async def ask(seed: int) -> str | APIStatusError:
+            try:
+                answer = await client.chat.completions.create(
+                    model=MODEL_NAME, messages=_messages(seed), max_tokens=6, temperature=0
+                )
+            except APIStatusError as error:
+                return error
+            return answer.choices[0].message.content or ""
+
+        tasks = [asyncio.ensure_future(ask(first_seed + number)) for number in range(_NUM_REQUESTS)]
+        await asyncio.sleep(0.3)
+        kill()
+        return await asyncio.gather(*tasks)
+
+
+def _wait_for_replicas(service: Server, stage: str, number: int) -> None:
+    deadline = time.monotonic() + _RESTART_TIMEOUT_S
+    while len(stage_status(service, stage)) < number:
+        assert time.monotonic() < deadline, f"{stage} did not come back"
+        time.sleep(1)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", ["encoder", "prefill", "decode"])
+def test_killed_while_requests_wait(service: Server, client: OpenAI, reference: OpenAI, stage: str) -> None:
+    """Every replica of the stage is killed, so that waiting for Ray's restart is part of it."""
+    first_seed = {"encoder": 5000, "prefill": 5100, "decode": 5200}[stage]
+    victims = [psutil.Process(replica["process_id"]) for replica in stage_status(service, stage)]
+    assert len(victims) == 2
+
+    def kill() -> None:
+        for process in victims:
+            process.kill()
+
+    outcomes = asyncio.run(_ask_while(service, first_seed, kill))
+    assert len(outcomes) == _NUM_REQUESTS
+    for number, outcome in enumerate(outcomes):
+        if isinstance(outcome, APIStatusError):
+            body: Any = outcome.response.json()
+            assert outcome.status_code in (500, 503, 504), body
+            assert body["error"]["message"].endswith("]"), body  # the error's code stands at its end
+        else:
+            expected = reference.chat.completions.create(
+                model=MODEL_NAME, messages=_messages(first_seed + number), max_tokens=6, temperature=0
+            )
+            assert outcome == expected.choices[0].message.content
+
+    _wait_for_replicas(service, stage, 2)
+    again = client.chat.completions.create(
+        model=MODEL_NAME, messages=_messages(first_seed + 50), max_tokens=6, temperature=0
+    )
+    expected = reference.chat.completions.create(
+        model=MODEL_NAME, messages=_messages(first_seed + 50), max_tokens=6, temperature=0
+    )
+    assert again.choices[0].message.content == expected.choices[0].message.content
+    # What the dead held ends with them or, at the latest, with its lease.
+    wait_until_nothing_is_held(service, timeout_s=45)

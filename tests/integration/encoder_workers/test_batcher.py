@@ -1,0 +1,170 @@
+"""Guards: an item that fails and takes others along, an item that is never answered, and passes for nobody."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from encoder_workers.batcher import Batcher, EncodeJob, Outcome
+from encoder_workers.checkpoint import Checkpoint
+from encoder_workers.encoder import Encoder
+from encoder_workers.interface import Tower
+from encoder_workers.media import Limits, Media, Prepared
+from encoder_workers.registry import find_family, load_family
+from npu_kernels import AttentionShape, select_ops
+from transfer import BadMedia, EncodeFailed
+
+WAIT_S = 60.0
+CPU = torch.device("cpu")
+
+
+class FragileTower:
+    """The real tower; it records its passes and breaks on the items it is told of."""
+
+    def __init__(self, tower: Tower) -> None:
+        self._tower = tower
+        self.breaks_on: list[torch.Tensor] = []
+        self.passes: list[int] = []
+
+    @property
+    def width(self) -> int:
+        return self._tower.width
+
+    @property
+    def layout(self) -> str:
+        return self._tower.layout
+
+    @property
+    def attention_shape(self) -> AttentionShape:
+        return self._tower.attention_shape
+
+    def forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
+        self.passes.append(len(batch))
+        if any(torch.equal(item.inputs, bad) for item in batch for bad in self.breaks_on):
+            raise RuntimeError("out of memory")
+        return self._tower.forward(batch)
+
+
+class Bench:
+    def __init__(self, checkpoint_dir: Path) -> None:
+        checkpoint = Checkpoint(checkpoint_dir)
+        family = load_family(find_family(checkpoint))
+        self.tower = FragileTower(family.load_tower(checkpoint, select_ops("auto", CPU), CPU, torch.float32))
+        self.encoder = Encoder(
+            family.load_processor(checkpoint),
+            self.tower,
+            device=CPU,
+            dtype=torch.float32,
+            revision="r",
+            limits=Limits(),
+        )
+        self.outcomes: dict[str, list[Outcome]] = {}
+        self.changed = threading.Condition()
+
+    def job(self, name: str, data: bytes, wanted: Callable[[], bool] = lambda: True, cost: int = 48) -> EncodeJob:
+        def done(outcome: Outcome) -> None:
+            with self.changed:
+                self.outcomes.setdefault(name, []).append(outcome)
+                self.changed.notify_all()
+
+        return EncodeJob(Media("image", data), cost, wanted, done)
+
+    def wait(self, number: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.outcomes) == number, WAIT_S), self.outcomes
+        time.sleep(0.05)
+        assert all(len(outcomes) == 1 for outcomes in self.outcomes.values())
+
+    def expected(self, data: bytes) -> torch.Tensor:
+        prepared = self.encoder.preprocess(self.encoder.decode(Media("image", data)))
+        (tensor,) = self.tower._tower.forward([prepared])
+        return tensor
+
+    def outcome(self, name: str) -> Any:
+        return self.outcomes[name][0]
+
+
+@pytest.fixture
+def bench(checkpoint: Path) -> Iterator[Bench]:
+    made = Bench(checkpoint)
+    yield made
+    made.encoder.close()
+
+
+@pytest.fixture
+def batcher(bench: Bench) -> Iterator[Batcher]:
+    made = Batcher(bench.encoder, max_batch_patches=480, max_wait_s=0.5, num_prepare_threads=2)
+    yield made
+    made.close()
+    made.close()
+
+
+def test_items_that_wait_together_share_a_pass(bench: Bench, batcher: Batcher, picture: Any) -> None:
+    for seed in range(4):
+        batcher.submit(bench.job(str(seed), picture(seed)))
+    bench.wait(4)
+    assert bench.tower.passes == [4]
+    assert batcher.num_encoded == 4
+    for seed in range(4):
+        torch.testing.assert_close(bench.outcome(str(seed)), bench.expected(picture(seed)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_pass_is_not_larger_than_allowed_unless_one_item_is(bench: Bench, batcher: Batcher, picture: Any) -> None:
+    for seed in range(4):
+        batcher.submit(bench.job(str(seed), picture(seed), cost=200))
+    bench.wait(4)
+    assert bench.tower.passes == [2, 2]
+    batcher.submit(bench.job("huge", picture(5), cost=10_000))
+    bench.wait(5)
+    assert bench.tower.passes == [2, 2, 1]
+
+
+def test_a_bad_item_fails_alone_and_costs_no_pass(bench: Bench, batcher: Batcher, picture: Any) -> None:
+    batcher.submit(bench.job("bad", picture(0)[:-40]))
+    batcher.submit(bench.job("good", picture(1)))
+    bench.wait(2)
+    assert isinstance(bench.outcome("bad"), BadMedia)
+    assert isinstance(bench.outcome("good"), torch.Tensor)
+    assert bench.tower.passes == [1]
+
+
+def test_a_pass_that_fails_is_repeated_item_by_item(bench: Bench, batcher: Batcher, picture: Any) -> None:
+    prepared = bench.encoder.preprocess(bench.encoder.decode(Media("image", picture(1))))
+    bench.tower.breaks_on.append(prepared.inputs)
+    for seed in range(3):
+        batcher.submit(bench.job(str(seed), picture(seed)))
+    bench.wait(3)
+    assert bench.tower.passes == [3, 1, 1, 1]
+    assert isinstance(bench.outcome("1"), EncodeFailed)
+    for seed in (0, 2):
+        assert torch.equal(bench.outcome(str(seed)), bench.expected(picture(seed)))
+    assert batcher.num_encoded == 2
+    batcher.submit(bench.job("later", picture(4)))
+    bench.wait(4)
+    assert isinstance(bench.outcome("later"), torch.Tensor)
+
+
+def test_an_item_that_nobody_wants_costs_nothing(bench: Bench, batcher: Batcher, picture: Any) -> None:
+    wanted = {"early": False, "late": True}
+    batcher.submit(bench.job("early", picture(0), lambda: wanted["early"]))
+    batcher.submit(bench.job("late", picture(1), lambda: wanted["late"]))
+    time.sleep(0.1)
+    wanted["late"] = False
+    batcher.submit(bench.job("kept", picture(2)))
+    bench.wait(1)
+    assert bench.outcomes.keys() == {"kept"}
+    assert bench.tower.passes == [1]
+
+
+def test_close_ends_in_time_with_items_waiting(bench: Bench, picture: Any) -> None:
+    batcher = Batcher(bench.encoder, max_batch_patches=48, max_wait_s=0.0, num_prepare_threads=1)
+    for seed in range(8):
+        batcher.submit(bench.job(str(seed), picture(seed)))
+    started = time.monotonic()
+    batcher.close()
+    assert time.monotonic() - started < WAIT_S
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("triptych-")]

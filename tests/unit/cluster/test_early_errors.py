@@ -1,0 +1,58 @@
+"""A streamed request that fails before its first token is answered with the error's own status."""
+
+from __future__ import annotations
+
+import json
+
+from starlette.types import Message, Receive, Scope, Send
+
+from cluster.ingress.early_errors import EarlyErrorMiddleware
+
+_ERROR = {"error": {"message": "the image is damaged", "type": "BadRequestError", "param": None, "code": 400}}
+
+
+async def _answer_of(bodies: list[bytes], content_type: bytes = b"text/event-stream; charset=utf-8") -> list[Message]:
+    """What a client gets of an application that sends `bodies`."""
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", content_type)]})
+        for body in bodies:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await EarlyErrorMiddleware(app)({"type": "http"}, receive, send)
+    return sent
+
+
+async def test_error_before_the_first_event_becomes_the_answer() -> None:
+    sent = await _answer_of([b"data: " + json.dumps(_ERROR).encode() + b"\n\n", b"data: [DONE]\n\n"])
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 400
+    assert (b"content-type", b"application/json") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"]) == _ERROR
+
+
+async def test_error_after_the_first_event_stays_in_the_stream() -> None:
+    events = [b'data: {"choices": []}\n\n', b"data: " + json.dumps(_ERROR).encode() + b"\n\n"]
+    sent = await _answer_of(events)
+    assert sent[0]["status"] == 200
+    assert [message["body"] for message in sent[1:3]] == events
+
+
+async def test_other_answers_pass_as_they_are() -> None:
+    sent = await _answer_of([json.dumps(_ERROR).encode()], content_type=b"application/json")
+    assert sent[0]["status"] == 200
+    assert json.loads(sent[1]["body"]) == _ERROR
+
+
+async def test_an_empty_stream_keeps_its_start() -> None:
+    sent = await _answer_of([])
+    assert sent[0]["status"] == 200
+    assert sent[1]["body"] == b""

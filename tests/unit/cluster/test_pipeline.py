@@ -1,0 +1,210 @@
+"""The pipeline: retries where they may happen, never after the first token, and every lease given up exactly once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import SamplingParams
+
+from cluster.deadline import Deadline
+from cluster.leases import RequestLeases
+from cluster.pipeline import Generation, Pipeline, RequestContext
+from cluster.trace import RequestTrace
+from llm_workers.messages import DecodeRequest, GenerateOptions, KVParams, PrefillRequest, PrefillResult, Prompt
+from transfer import (
+    BadMedia,
+    EmbeddingRef,
+    EncodeReply,
+    EncodeRequest,
+    EncoderLost,
+    EncodeTicket,
+    ItemFailure,
+    MediaItem,
+    TriptychError,
+    WorkerLost,
+)
+
+Script = Sequence[TriptychError | None]
+"""One entry per call: the error that it ends with, or None for success."""
+
+
+def _output(text: str, *, finished: bool) -> RequestOutput:
+    completion = CompletionOutput(0, text, [1], None, None, finish_reason="stop" if finished else None)
+    return RequestOutput("r", None, [1], None, [completion], finished)
+
+
+class ScriptedEncoder:
+    """Gives tickets, and fails the calls that its script says."""
+
+    def __init__(self, script: Script = ()) -> None:
+        self.script = list(script)
+        self.num_tickets = 0
+
+    async def encode(self, request: EncodeRequest) -> EncodeReply:
+        error = self.script.pop(0) if self.script else None
+        if isinstance(error, BadMedia):
+            return EncodeReply(request.request_id, (None,), (ItemFailure(0, error.code, error.message),))
+        if error is not None:
+            raise error
+        self.num_tickets += 1
+        (media,) = request.items
+        ticket = EncodeTicket(
+            item_key=f"key-{media.url}",
+            modality=media.modality,
+            num_tokens=2,
+            width=4,
+            dtype="float32",
+            layout="main",
+            metadata=(),
+            transfer_id=f"transfer-{self.num_tickets}",
+            endpoints=("tcp://127.0.0.1:1",),
+            expected_bytes=32,
+            fingerprint="f",
+        )
+        return EncodeReply(request.request_id, (ticket,), ())
+
+
+class ScriptedPrefill:
+    """Remembers which transfers each call was given."""
+
+    def __init__(self, script: Script = ()) -> None:
+        self.script = list(script)
+        self.transfers: list[list[str]] = []
+
+    async def prefill(self, request: PrefillRequest) -> PrefillResult:
+        self.transfers.append([ref.transfer_id for ref in request.embeddings])
+        error = self.script.pop(0) if self.script else None
+        if error is not None:
+            raise error
+        return PrefillResult({"cache": len(self.transfers)}, _output("", finished=True))
+
+
+class ScriptedDecode:
+    """Yields two outputs; an error of its script comes before the first one, `late` after it."""
+
+    def __init__(self, script: Script = (), late: TriptychError | None = None) -> None:
+        self.script = list(script)
+        self.late = late
+        self.requests: list[DecodeRequest] = []
+        self.released: list[KVParams] = []
+
+    async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
+        self.requests.append(request)
+        error = self.script.pop(0) if self.script else None
+        if error is not None:
+            raise error
+        yield _output("a", finished=False)
+        if self.late is not None:
+            raise self.late
+        yield _output("b", finished=True)
+
+    async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
+        self.released.append(kv_params)
+
+
+class Run:
+    """One request through scripted stages."""
+
+    def __init__(
+        self, encoder: ScriptedEncoder, prefill: ScriptedPrefill | None, decode: ScriptedDecode, attempts: int = 3
+    ) -> None:
+        self.released: Counter[str] = Counter()
+        leases = RequestLeases(self._release)
+        self.context = RequestContext("r", "t", Deadline(30), leases, RequestTrace("r"))
+        self.pipeline = Pipeline(encoder, prefill, decode, attempts=attempts)
+
+    def _release(self, ref: EmbeddingRef) -> None:
+        self.released[ref.transfer_id] += 1
+
+    async def generate(self, *urls: str) -> str:
+        """The text that comes out; leases are closed as at the end of a request."""
+        try:
+            items = await self.pipeline.encode(self.context, [MediaItem("image", url=url) for url in urls], ())
+            generation = Generation("r", Prompt([1, 2]), tuple(items), SamplingParams(), GenerateOptions())
+            return "".join(
+                [output.outputs[0].text async for output in self.pipeline.generate(self.context, generation)]
+            )
+        finally:
+            self.context.leases.close()
+
+
+async def test_leases_go_to_prefill_with_its_success() -> None:
+    run = Run(ScriptedEncoder(), ScriptedPrefill(), decode := ScriptedDecode())
+    assert await run.generate("x", "y") == "ab"
+    assert not run.released
+    assert decode.requests[0].kv_params == {"cache": 1}
+    assert not decode.released
+
+
+async def test_a_lost_prefill_is_followed_by_another_with_the_same_tickets() -> None:
+    encoder, prefill = ScriptedEncoder(), ScriptedPrefill([WorkerLost("dead")])
+    run = Run(encoder, prefill, ScriptedDecode())
+    assert await run.generate("x") == "ab"
+    assert prefill.transfers == [["transfer-1"], ["transfer-1"]]
+    assert encoder.num_tickets == 1
+    assert not run.released
+
+
+async def test_a_lost_encoder_means_new_tickets() -> None:
+    encoder, prefill = ScriptedEncoder(), ScriptedPrefill([EncoderLost("dead")])
+    run = Run(encoder, prefill, ScriptedDecode())
+    assert await run.generate("x") == "ab"
+    assert prefill.transfers == [["transfer-1"], ["transfer-2"]]
+    assert run.released == {"transfer-1": 1}
+
+
+async def test_a_lost_decode_before_the_first_token_starts_again_from_the_encoder() -> None:
+    """Prefill has released the leases, so the tickets of the first try are of no use."""
+    prefill, decode = ScriptedPrefill(), ScriptedDecode([WorkerLost("dead")])
+    run = Run(ScriptedEncoder(), prefill, decode)
+    assert await run.generate("x") == "ab"
+    assert prefill.transfers == [["transfer-1"], ["transfer-2"]]
+    assert decode.released == [{"cache": 1}]
+    assert not run.released
+
+
+async def test_no_retry_after_the_first_token() -> None:
+    prefill, decode = ScriptedPrefill(), ScriptedDecode(late=WorkerLost("dead"))
+    run = Run(ScriptedEncoder(), prefill, decode)
+    with pytest.raises(WorkerLost):
+        await run.generate("x")
+    assert len(prefill.transfers) == len(decode.requests) == 1
+
+
+async def test_the_last_attempt_raises_and_gives_up_the_lease() -> None:
+    run = Run(ScriptedEncoder(), ScriptedPrefill([WorkerLost("1"), WorkerLost("2")]), ScriptedDecode(), attempts=2)
+    with pytest.raises(WorkerLost, match="2"):
+        await run.generate("x")
+    assert run.released == {"transfer-1": 1}
+
+
+async def test_a_terminal_error_is_not_tried_again() -> None:
+    prefill = ScriptedPrefill([BadMedia("damaged")])
+    run = Run(ScriptedEncoder(), prefill, ScriptedDecode())
+    with pytest.raises(BadMedia):
+        await run.generate("x")
+    assert len(prefill.transfers) == 1
+    assert run.released == {"transfer-1": 1}
+
+
+async def test_one_bad_item_fails_the_request_and_names_itself() -> None:
+    run = Run(ScriptedEncoder([None, BadMedia("not an image")]), ScriptedPrefill(), decode := ScriptedDecode())
+    with pytest.raises(BadMedia, match="image 2 of 2: not an image"):
+        await run.generate("x", "y")
+    assert run.released == {"transfer-1": 1}
+    assert not decode.requests
+
+
+async def test_without_a_prefill_stage_decode_gets_the_embeddings() -> None:
+    decode = ScriptedDecode([EncoderLost("dead")])
+    run = Run(ScriptedEncoder(), None, decode)
+    assert await run.generate("x") == "ab"
+    assert [[ref.transfer_id for ref in request.embeddings] for request in decode.requests] == [
+        ["transfer-1"],
+        ["transfer-2"],
+    ]
+    assert all(request.kv_params is None for request in decode.requests)
+    assert run.released == {"transfer-1": 1}

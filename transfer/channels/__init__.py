@@ -1,0 +1,33 @@
+"""The ways in which an embedding's bytes travel, and the factories that make them by name, best first."""
+
+from collections.abc import Sequence
+
+from transfer.channels.base import ReceiveChannel, SendChannel
+from transfer.channels.shm_channel import ShmReceiveChannel, ShmSendChannel
+from transfer.channels.zmq_channel import ZmqReceiveChannel, ZmqSendChannel
+
+CHANNEL_NAMES = ("shm", "zmq")
+
+
+def send_channels(names: Sequence[str], arena_bytes: int) -> list[SendChannel]:
+    """The encoder's ends. `arena_bytes` is the shared memory that shm reserves, of this process alone.
+
+    Raises ValueError for an unknown or repeated name, OSError when /dev/shm has no room for the arena.
+    """
+    _check_names(names)
+    return [ShmSendChannel(arena_bytes) if name == "shm" else ZmqSendChannel() for name in names]
+
+
+def receive_channels(names: Sequence[str]) -> list[ReceiveChannel]:
+    """The client's ends, in the order in which they are offered. Raises ValueError as `send_channels`."""
+    _check_names(names)
+    return [ShmReceiveChannel() if name == "shm" else ZmqReceiveChannel() for name in names]
+
+
+def _check_names(names: Sequence[str]) -> None:
+    unknown = sorted(set(names) - set(CHANNEL_NAMES))
+    if unknown or len(set(names)) != len(names) or not names:
+        raise ValueError(f"channels must be distinct names of {list(CHANNEL_NAMES)}, got {list(names)}")
+
+
+__all__ = ["CHANNEL_NAMES", "ReceiveChannel", "SendChannel", "receive_channels", "send_channels"]

@@ -1,0 +1,295 @@
+"""The I/O thread of an embedding client: all links, all pending fetches, every wait with a deadline."""
+
+import heapq
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+import zmq
+
+from transfer.channels.base import ReceiveChannel
+from transfer.codec import decode, encode
+from transfer.curve import CurveKey
+from transfer.errors import (
+    Closed,
+    DeadlineExceeded,
+    EncoderLost,
+    Incompatible,
+    ProtocolError,
+    TriptychError,
+    VersionMismatch,
+)
+from transfer.keys import host_id
+from transfer.link import Link
+from transfer.messages import Chunk, EmbeddingRef, FetchReply, FetchRequest, Release, Renew
+from transfer.rate_limit import LimitedLog
+from transfer.reception import Allocate, Fetch
+from transfer.wakeup import WakeUp
+
+_logger = logging.getLogger(__name__)
+_IDLE_POLL_S = 1.0
+_MAX_BATCH = 64
+"""Most messages taken from one link before the others and the timers are looked at again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FetchCommand:
+    ref: EmbeddingRef
+    deadline: float
+    future: "Future[torch.Tensor]"
+    allocate: Allocate
+
+
+@dataclass(frozen=True, slots=True)
+class _SendCommand:
+    message: Release | Renew
+    endpoints: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _LinkState:
+    link: Link
+    fetch_ids: set[int] = field(default_factory=set)
+
+
+class ClientThread:
+    """Everything but the `submit` methods, `num_pending` and `stop` runs in the thread."""
+
+    def __init__(
+        self, fingerprint: str, channels: Sequence[ReceiveChannel], liveness_s: float, curve: CurveKey | None
+    ) -> None:
+        self._fingerprint = fingerprint
+        self._curve = curve
+        self._channels = {channel.name: channel for channel in channels}
+        self._liveness_s = liveness_s
+        self._commands: queue.SimpleQueue[_FetchCommand | _SendCommand] = queue.SimpleQueue()
+        self._submit_lock = threading.Lock()
+        self._stopping = False
+        self._wakeup = WakeUp()
+        self._context = zmq.Context()
+        self._poller = zmq.Poller()
+        self._links: dict[str, _LinkState] = {}
+        self._fetches: dict[int, Fetch] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._next_fetch_id = 1
+        self._num_open = 0
+        self._log = LimitedLog(_logger)
+        self._thread = threading.Thread(target=self._run, name="embedding-client", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take commands."""
+        self._thread.start()
+
+    def submit_fetch(
+        self, ref: EmbeddingRef, deadline: float, future: "Future[torch.Tensor]", allocate: Allocate
+    ) -> bool:
+        """Have `ref` fetched into `future`; False when stopped."""
+        with self._submit_lock:
+            if self._stopping:
+                return False
+            self._num_open += 1
+            self._commands.put(_FetchCommand(ref, deadline, future, allocate))
+        self._wakeup.ring()
+        return True
+
+    def submit(self, message: Release | Renew, endpoints: tuple[str, ...]) -> None:
+        """Have a message that is not answered sent to every endpoint; nothing when stopped."""
+        with self._submit_lock:
+            if not self._stopping:
+                self._commands.put(_SendCommand(message, endpoints))
+        self._wakeup.ring()
+
+    @property
+    def num_pending(self) -> int:
+        """Fetches submitted and not ended."""
+        with self._submit_lock:
+            return self._num_open
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread; every pending fetch ends with Closed."""
+        with self._submit_lock:
+            self._stopping = True
+        self._wakeup.ring()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            _logger.error("embedding client thread did not stop within %s s", timeout_s)
+            return
+        self._wakeup.close()
+
+    def _run(self) -> None:
+        self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
+        try:
+            while not self._stopping:
+                ready = {source for source, _ in self._poller.poll(self._poll_timeout_ms())}
+                self._wakeup.clear()
+                self._take_commands()
+                for state in list(self._links.values()):
+                    if state.link.socket in ready:
+                        self._receive(state, _MAX_BATCH)
+                    if state.link.monitor in ready or not state.link.established:
+                        self._look_after(state)
+                self._expire()
+            self._take_commands()
+        except Exception:
+            # The process edge: without this thread no fetch would ever end, so all of them end now.
+            _logger.exception("embedding client thread failed")
+        finally:
+            with self._submit_lock:
+                self._stopping = True
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        for fetch_id in list(self._fetches):
+            self._finish(fetch_id, Closed("the embedding client was closed"))
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                break
+            if isinstance(command, _FetchCommand):
+                self._resolve(command.future, Closed("the embedding client was closed"))
+        for state in list(self._links.values()):
+            state.link.close()
+        for channel in self._channels.values():
+            channel.close()
+        self._context.term()
+
+    def _poll_timeout_ms(self) -> int:
+        wait_s = self._deadlines[0][0] - time.monotonic() if self._deadlines else _IDLE_POLL_S
+        return max(0, int(min(_IDLE_POLL_S, wait_s) * 1000) + 1)
+
+    def _take_commands(self) -> None:
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(command, _FetchCommand):
+                self._begin(command)
+            else:
+                self._send(command)
+
+    def _begin(self, command: _FetchCommand) -> None:
+        timeout_s = command.deadline - time.monotonic()
+        if timeout_s <= 0:
+            self._resolve(command.future, DeadlineExceeded("no time left to fetch"))
+            return
+        fetch_id, self._next_fetch_id = self._next_fetch_id, self._next_fetch_id + 1
+        ref = command.ref
+        self._fetches[fetch_id] = Fetch(fetch_id, ref, command.deadline, command.future, command.allocate)
+        heapq.heappush(self._deadlines, (command.deadline, fetch_id))
+        request = FetchRequest(
+            fetch_id=fetch_id,
+            transfer_id=ref.transfer_id,
+            item_key=ref.item_key,
+            fingerprint=self._fingerprint,
+            host_id=host_id(),
+            channels=tuple(self._channels),
+            timeout_s=timeout_s,
+        )
+        frame = encode(request)
+        for endpoint in ref.endpoints:
+            try:
+                state = self._link(endpoint)
+                state.fetch_ids.add(fetch_id)
+                state.link.send(frame)
+            except zmq.ZMQError as error:
+                self._finish(fetch_id, EncoderLost(f"encoder at {endpoint}: {error}"))
+                return
+
+    def _send(self, command: _SendCommand) -> None:
+        for endpoint in command.endpoints:
+            try:
+                self._link(endpoint).link.send(encode(command.message))
+            except zmq.ZMQError as error:
+                self._log.warning(f"{command.message} to {endpoint} not sent: {error}")
+
+    def _link(self, endpoint: str) -> _LinkState:
+        state = self._links.get(endpoint)
+        if state is None:
+            state = _LinkState(Link.connect(self._context, endpoint, self._liveness_s, self._curve))
+            self._links[endpoint] = state
+            self._poller.register(state.link.socket, zmq.POLLIN)
+            self._poller.register(state.link.monitor, zmq.POLLIN)
+        return state
+
+    def _receive(self, state: _LinkState, max_messages: int | None) -> None:
+        num_messages = 0
+        while max_messages is None or num_messages < max_messages:
+            frames = state.link.receive()
+            if frames is None:
+                return
+            num_messages += 1
+            try:
+                self._handle(state.link.endpoint, frames)
+            except VersionMismatch as error:
+                self._drop(state, Incompatible(f"encoder at {state.link.endpoint}: {error}"))
+                return
+            except ProtocolError as error:
+                self._log.warning(f"dropped a malformed message from {state.link.endpoint}: {error}")
+
+    def _handle(self, endpoint: str, frames: Sequence[zmq.Frame]) -> None:
+        message = decode(frames[0].buffer, FetchReply, Chunk)
+        if len(frames) != (2 if isinstance(message, Chunk) else 1):
+            raise ProtocolError(f"{len(frames)} frames for a {type(message).__name__}")
+        fetch = self._fetches.get(message.fetch_id)
+        if fetch is None:
+            return  # ended here before the answer came; nobody waits for it
+        try:
+            if isinstance(message, Chunk):
+                taken = fetch.take_chunk(endpoint, message, frames[1].buffer)
+            else:
+                taken = fetch.take_reply(endpoint, message, self._channels)
+            tensor = fetch.result() if taken else None
+        except TriptychError as error:
+            self._finish(fetch.fetch_id, error)
+            return
+        if tensor is not None:
+            self._finish(fetch.fetch_id, tensor)
+
+    def _look_after(self, state: _LinkState) -> None:
+        reason = state.link.lost_reason()
+        if reason is None:
+            return
+        self._receive(state, None)  # what arrived before the peer went still counts
+        self._drop(state, EncoderLost(f"encoder at {state.link.endpoint} {reason}"))
+
+    def _drop(self, state: _LinkState, error: TriptychError) -> None:
+        if self._links.pop(state.link.endpoint, None) is None:
+            return
+        self._poller.unregister(state.link.socket)
+        self._poller.unregister(state.link.monitor)
+        state.link.close()
+        for fetch_id in list(state.fetch_ids):
+            self._finish(fetch_id, error)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, fetch_id = heapq.heappop(self._deadlines)
+            self._finish(fetch_id, DeadlineExceeded("the embedding did not arrive in time"))
+
+    def _finish(self, fetch_id: int, outcome: torch.Tensor | TriptychError) -> None:
+        fetch = self._fetches.pop(fetch_id, None)
+        if fetch is None:
+            return
+        for endpoint in fetch.ref.endpoints:
+            state = self._links.get(endpoint)
+            if state is not None:
+                state.fetch_ids.discard(fetch_id)
+        self._resolve(fetch.future, outcome)
+
+    def _resolve(self, future: "Future[torch.Tensor]", outcome: torch.Tensor | TriptychError) -> None:
+        with self._submit_lock:
+            self._num_open -= 1
+        if not future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, TriptychError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

@@ -1,0 +1,294 @@
+"""The messages that cross between ingress, encoder and prefill: every type of the wire, and nothing else.
+
+Shapes use N for tokens of one item and W for the width of its embedding. Times are seconds, sizes are bytes.
+All are frozen and slotted; a value that cannot be right raises ValueError on construction.
+"""
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from transfer.dtypes import DTYPE_BYTES
+from transfer.errors import TriptychError, error_from_code
+from transfer.plain import from_plain, to_plain
+
+Modality = Literal["image", "video", "audio"]
+OptionValue = int | float | str | bool
+Nested: TypeAlias = "int | float | Sequence[Nested]"
+
+
+class Status(enum.Enum):
+    """Outcome of a fetch. RETRYABLE statuses may succeed by encoding again or asking later."""
+
+    OK = "ok"
+    NOT_FOUND = "not_found"
+    EXPIRED = "expired"
+    BUSY = "busy"
+    INCOMPATIBLE = "incompatible"
+    FAILED = "failed"
+
+
+RETRYABLE: frozenset[Status] = frozenset({Status.NOT_FOUND, Status.EXPIRED, Status.BUSY})
+
+
+@dataclass(frozen=True, slots=True)
+class MediaItem:
+    """One image, video or audio of a prompt: exactly one of its bytes (`data`) or where to get them (`url`)."""
+
+    modality: Modality
+    data: bytes | None = None
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.url is None):
+            raise ValueError("a media item has exactly one of data and url")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeRequest:
+    """Pipeline to encoder: encode these items. `timeout_s` is the time that remains for the whole request."""
+
+    request_id: str
+    items: tuple[MediaItem, ...]
+    processor_options: tuple[tuple[str, OptionValue], ...]
+    tenant: str
+    timeout_s: float
+
+    def __post_init__(self) -> None:
+        _require_positive("timeout_s", self.timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """A small array the prompt needs before the embedding exists, such as image_grid_thw; `values` are row-major."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: tuple[int | float, ...]
+
+    def __post_init__(self) -> None:
+        if any(size < 0 for size in self.shape) or math.prod(self.shape) != len(self.values):
+            raise ValueError(f"metadata {self.name}: shape {self.shape} does not fit {len(self.values)} values")
+
+    @classmethod
+    def of(cls, name: str, nested: Nested) -> "Metadata":
+        """From a number or rectangular nested lists of numbers; ValueError when ragged."""
+        shape, values = _flatten(nested)
+        return cls(name, shape, values)
+
+    def nested(self) -> Nested:
+        """The value as a number or nested lists, as `of` takes it."""
+        flat: list[Nested] = list(self.values)
+        for size in reversed(self.shape[1:]):
+            flat = [flat[start : start + size] for start in range(0, len(flat), size)] if size else []
+        return flat if self.shape else flat[0]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRef:
+    """What prefill needs to fetch one embedding [N, W]; travels as a JSON-able dict in `ec_transfer_params`.
+
+    `endpoints` has one address per rank of the encoder replica; together they hold all rows exactly once.
+    """
+
+    item_key: str
+    transfer_id: str
+    endpoints: tuple[str, ...]
+    num_tokens: int
+    width: int
+    dtype: str
+    expected_bytes: int
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not self.endpoints or len(set(self.endpoints)) != len(self.endpoints):
+            raise ValueError("endpoints must be present and distinct")
+        _require_embedding(self.num_tokens, self.width, self.dtype, self.expected_bytes)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain dict of strings, ints and lists."""
+        plain: dict[str, object] = to_plain(self)
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: object) -> "EmbeddingRef":
+        """Inverse of `to_dict`; raises ProtocolError for anything else."""
+        return from_plain(cls, data)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeTicket:
+    """Encoder to pipeline, at once: what the embedding of one item will be and where to fetch it.
+
+    `layout` names what the W columns hold (for instance the main embedding alone, or with deepstack levels).
+    """
+
+    item_key: str
+    modality: Modality
+    num_tokens: int
+    width: int
+    dtype: str
+    layout: str
+    metadata: tuple[Metadata, ...]
+    transfer_id: str
+    endpoints: tuple[str, ...]
+    expected_bytes: int
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        _require_embedding(self.num_tokens, self.width, self.dtype, self.expected_bytes)
+
+    def ref(self) -> EmbeddingRef:
+        """The part of the ticket that prefill needs."""
+        return EmbeddingRef(
+            item_key=self.item_key,
+            transfer_id=self.transfer_id,
+            endpoints=self.endpoints,
+            num_tokens=self.num_tokens,
+            width=self.width,
+            dtype=self.dtype,
+            expected_bytes=self.expected_bytes,
+            fingerprint=self.fingerprint,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFailure:
+    """Why the item at `index` of an EncodeRequest got no ticket."""
+
+    index: int
+    code: str
+    message: str
+
+    def to_error(self) -> TriptychError:
+        """The typed error behind it."""
+        return error_from_code(self.code, self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeReply:
+    """Encoder to pipeline: one ticket per item in order, None where `failures` says why."""
+
+    request_id: str
+    tickets: tuple[EncodeTicket | None, ...]
+    failures: tuple[ItemFailure, ...]
+
+    def __post_init__(self) -> None:
+        missing = [index for index, ticket in enumerate(self.tickets) if ticket is None]
+        if sorted(failure.index for failure in self.failures) != missing:
+            raise ValueError("every item has either a ticket or one failure")
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRequest:
+    """Prefill to encoder: send me this embedding, as soon as it exists, within `timeout_s`.
+
+    `fetch_id` is the client's own number for this request; every answer repeats it. `channels` are those the
+    client can receive on, best first; `host_id` tells whether memory can be shared.
+    """
+
+    fetch_id: int
+    transfer_id: str
+    item_key: str
+    fingerprint: str
+    host_id: str
+    channels: tuple[str, ...]
+    timeout_s: float
+
+    def __post_init__(self) -> None:
+        _require_positive("timeout_s", self.timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows [row_start, row_end) of the embedding, `num_bytes` long.
+
+    Where they are is the channel's affair: `region` names it ('' means: they follow as chunks on this connection),
+    `offset` is the first byte in it.
+    """
+
+    row_start: int
+    row_end: int
+    num_bytes: int
+    region: str = ""
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.row_start <= self.row_end or self.num_bytes < 0 or self.offset < 0:
+            raise ValueError("a segment has a forward row range and no negative size")
+
+
+@dataclass(frozen=True, slots=True)
+class FetchReply:
+    """Encoder to prefill: outcome of a fetch, and where this rank's rows are when it is OK.
+
+    `shape` is that of the whole embedding, [N, W]; `checksum` is the CRC-32 of this rank's bytes, if computed.
+    """
+
+    fetch_id: int
+    transfer_id: str
+    status: Status
+    channel: str = ""
+    segments: tuple[Segment, ...] = ()
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    checksum: int | None = None
+    error_code: str = ""
+    error_message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Header of one data message of the zmq channel: the frame after it belongs at byte `offset` of the embedding."""
+
+    fetch_id: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Prefill to encoder: this transfer is done with. Idempotent, never answered."""
+
+    transfer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Anyone who holds the ticket to encoder: the lease's time starts again. Idempotent, never answered."""
+
+    transfer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailureReport:
+    """Engine to its worker: why the engine failed one request."""
+
+    request_id: str
+    code: str
+    message: str
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _require_embedding(num_tokens: int, width: int, dtype: str, expected_bytes: int) -> None:
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(f"unknown dtype {dtype!r}, expected one of {sorted(DTYPE_BYTES)}")
+    if num_tokens < 1 or width < 1:
+        raise ValueError(f"an embedding has at least one token and one column, got [{num_tokens}, {width}]")
+    if expected_bytes != num_tokens * width * DTYPE_BYTES[dtype]:
+        raise ValueError(f"expected_bytes {expected_bytes} does not fit [{num_tokens}, {width}] of {dtype}")
+
+
+def _flatten(nested: Nested) -> tuple[tuple[int, ...], tuple[int | float, ...]]:
+    if isinstance(nested, int | float):
+        return (), (nested,)
+    parts = [_flatten(part) for part in nested]
+    if len({shape for shape, _ in parts}) > 1:
+        raise ValueError("metadata must be rectangular")
+    inner = parts[0][0] if parts else ()
+    return (len(parts), *inner), tuple(value for _, values in parts for value in values)

@@ -1,0 +1,120 @@
+"""One fetch on its way in: the parts that the encoder's ranks send, checked and put together into one tensor."""
+
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+
+from transfer.channels.base import ReceiveChannel, Reception
+from transfer.dtypes import DTYPE_BYTES
+from transfer.errors import Busy, EmbeddingCorrupt, ProtocolError
+from transfer.messages import Chunk, EmbeddingRef, FetchReply, Segment, Status
+from transfer.replies import reply_error
+from transfer.tensors import buffer_to_tensor, empty_buffer
+
+Allocate = Callable[[int], memoryview]
+"""Gives writable memory of that many bytes; called once, in the client's thread. May raise TriptychError or OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    reply: FetchReply
+    reception: Reception
+
+
+@dataclass(slots=True)
+class Fetch:
+    """A pending fetch of `ref`, to be over by `deadline` (monotonic seconds); one part per endpoint of the ref.
+
+    Memory is allocated at the first good reply, after its sizes were checked against the ref.
+    """
+
+    fetch_id: int
+    ref: EmbeddingRef
+    deadline: float
+    future: "Future[torch.Tensor]"
+    allocate: Allocate = empty_buffer
+    _parts: dict[str, _Part] = field(default_factory=dict)
+    _tensor: torch.Tensor | None = None
+    _buffer: memoryview = field(default_factory=lambda: memoryview(b""))
+
+    @property
+    def row_bytes(self) -> int:
+        """Length of one row of the embedding."""
+        return self.ref.width * DTYPE_BYTES[self.ref.dtype]
+
+    def take_reply(self, endpoint: str, reply: FetchReply, channels: Mapping[str, ReceiveChannel]) -> bool:
+        """Take the answer of one endpoint; False when it is a duplicate or not meant for this fetch.
+
+        Raises the typed error of a refusal, ProtocolError when the reply does not fit the ref, Busy when there is no
+        memory, and what the channel raises for bytes it cannot deliver.
+        """
+        if endpoint in self._parts or endpoint not in self.ref.endpoints or reply.transfer_id != self.ref.transfer_id:
+            return False
+        if reply.status is not Status.OK:
+            raise reply_error(reply)
+        self._check(reply, channels)
+        if self._tensor is None:
+            try:
+                self._buffer = self.allocate(self.ref.expected_bytes)
+            except OSError as error:
+                raise Busy(f"no memory for an embedding of {self.ref.expected_bytes} bytes: {error}") from error
+            self._tensor = buffer_to_tensor(self._buffer, (self.ref.num_tokens, self.ref.width), self.ref.dtype)
+        reception = channels[reply.channel].open(reply, self._buffer, self.row_bytes)
+        self._parts[endpoint] = _Part(reply, reception)
+        if reception.complete:
+            self._verify(reply)
+        return True
+
+    def take_chunk(self, endpoint: str, chunk: Chunk, data: memoryview) -> bool:
+        """Take one data frame of one endpoint; False when that endpoint owes none. Raises as `take_reply`."""
+        part = self._parts.get(endpoint)
+        if part is None or part.reception.complete:
+            return False
+        part.reception.accept(chunk, data)
+        if part.reception.complete:
+            self._verify(part.reply)
+        return True
+
+    def result(self) -> torch.Tensor | None:
+        """The whole embedding [num_tokens, width] once every part is in; ProtocolError when rows are missing."""
+        if len(self._parts) < len(self.ref.endpoints):
+            return None
+        if not all(part.reception.complete for part in self._parts.values()):
+            return None
+        num_rows = sum(end - start for start, end in self._row_ranges())
+        if num_rows != self.ref.num_tokens:
+            raise ProtocolError(f"encoder sent {num_rows} of {self.ref.num_tokens} rows")
+        return self._tensor
+
+    def _row_ranges(self) -> list[tuple[int, int]]:
+        return [(row.row_start, row.row_end) for part in self._parts.values() for row in part.reply.segments]
+
+    def _check(self, reply: FetchReply, channels: Mapping[str, ReceiveChannel]) -> None:
+        if reply.shape != (self.ref.num_tokens, self.ref.width) or reply.dtype != self.ref.dtype:
+            raise ProtocolError(f"encoder has {reply.shape} of {reply.dtype!r}, ticket says {self.ref}")
+        if reply.channel not in channels:
+            raise ProtocolError(f"encoder answered on channel {reply.channel!r}, which was not offered")
+        taken = self._row_ranges()
+        for segment in reply.segments:
+            self._check_segment(segment, taken)
+            taken.append((segment.row_start, segment.row_end))
+
+    def _check_segment(self, segment: Segment, taken: list[tuple[int, int]]) -> None:
+        start, end = segment.row_start, segment.row_end
+        if start == end or end > self.ref.num_tokens or segment.num_bytes != (end - start) * self.row_bytes:
+            raise ProtocolError(f"{segment} does not fit [{self.ref.num_tokens}, {self.ref.width}]")
+        if any(start < other_end and other_start < end for other_start, other_end in taken):
+            raise ProtocolError(f"{segment} overlaps rows that were sent already")
+
+    def _verify(self, reply: FetchReply) -> None:
+        if reply.checksum is None:
+            return
+        checksum = 0
+        for segment in reply.segments:
+            start = segment.row_start * self.row_bytes
+            checksum = zlib.crc32(self._buffer[start : start + segment.num_bytes], checksum)
+        if checksum != reply.checksum:
+            raise EmbeddingCorrupt(f"checksum of transfer {reply.transfer_id} differs")

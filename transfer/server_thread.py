@@ -1,0 +1,280 @@
+"""The control thread of an embedding server: one ROUTER socket, parked fetches, and nothing that computes."""
+
+import errno
+import ipaddress
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+
+import zmq
+
+from transfer.channels.base import Payload, SendChannel
+from transfer.codec import MAX_CONTROL_BYTES, Message, decode, encode
+from transfer.curve import CurveKey, secure_server
+from transfer.errors import (
+    Busy,
+    DeadlineExceeded,
+    EmbeddingExpired,
+    EmbeddingNotFound,
+    EncoderLost,
+    Incompatible,
+    ProtocolError,
+    TriptychError,
+    VersionMismatch,
+)
+from transfer.leases import Lease, LeaseState, LeaseTable
+from transfer.messages import FetchReply, FetchRequest, Release, Renew, Status
+from transfer.parking import Parked, ParkingLot
+from transfer.rate_limit import LimitedLog
+from transfer.replies import delivery, failure, refusal
+from transfer.wakeup import WakeUp
+
+_logger = logging.getLogger(__name__)
+_IDLE_POLL_S = 1.0
+_MAX_BATCH = 64
+"""Most messages taken before timers are looked at again."""
+_LINGER_MS = 200
+_HEARTBEAT_MS = 1000
+_PEER_SILENCE_MS = 10_000
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the thread counts; guarded by the lock of the state."""
+
+    num_parked: int = 0
+    num_fetched: int = 0
+    num_refused: int = 0
+    num_malformed: int = 0
+    num_unreachable: int = 0
+
+
+@dataclass(slots=True)
+class ServerState:
+    """What the API and the control thread share; `lock` guards `leases` and `counters`."""
+
+    leases: LeaseTable
+    fingerprint: str
+    channels: dict[str, SendChannel]
+    max_park_s: float
+    counters: Counters = field(default_factory=Counters)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class ServerThread:
+    """Owns the socket. Everything but `wake`, `changed` and `stop` runs in the thread."""
+
+    def __init__(self, state: ServerState, bind_host: str, max_parked: int, curve: CurveKey | None) -> None:
+        """Bind; raises zmq.ZMQError when that cannot be done."""
+        self._state = state
+        self._parking = ParkingLot(max_parked)
+        self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._log = LimitedLog(_logger)
+        self._context = zmq.Context()
+        self._socket = _router(self._context)
+        self._stop_authenticator = secure_server(self._socket, curve) if curve else None
+        try:
+            self.endpoint = _bind(self._socket, bind_host)
+        except zmq.ZMQError:
+            self._close_socket(linger_ms=0)
+            raise
+        self._wakeup = WakeUp()
+        self._thread = threading.Thread(target=self._run, name="embedding-server", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Have the timers looked at again."""
+        self._wakeup.ring()
+
+    def changed(self, transfer_id: str) -> None:
+        """Answer what is parked for this transfer, by the lease's new state."""
+        self._changed.put(transfer_id)
+        self.wake()
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread, after it has refused what is parked."""
+        self._stopping.set()
+        self._wakeup.ring()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            _logger.error("embedding server thread did not stop within %s s", timeout_s)
+            return
+        self._wakeup.close()
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wakeup.fileno(), zmq.POLLIN)
+        try:
+            while not self._stopping.is_set():
+                poller.poll(self._poll_timeout_ms())
+                self._wakeup.clear()
+                self._receive_batch()
+                self._answer_changed()
+                self._expire()
+                with self._state.lock:
+                    self._state.counters.num_parked = self._parking.num_parked
+        finally:
+            for parked in self._parking.take_all():
+                self._reply(parked.peer, failure(parked.request, EncoderLost("the encoder is shutting down")))
+            with self._state.lock:
+                self._state.counters.num_parked = 0
+            self._close_socket(_LINGER_MS)
+
+    def _close_socket(self, linger_ms: int) -> None:
+        self._socket.close(linger=linger_ms)
+        if self._stop_authenticator is not None:
+            self._stop_authenticator()
+        self._context.term()
+
+    def _poll_timeout_ms(self) -> int:
+        with self._state.lock:
+            deadlines = [self._state.leases.next_deadline(), self._parking.next_deadline()]
+        waits_s = [deadline - time.monotonic() for deadline in deadlines if deadline is not None]
+        return max(0, int(min([_IDLE_POLL_S, *waits_s]) * 1000) + 1)
+
+    def _receive_batch(self) -> None:
+        for _ in range(_MAX_BATCH):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            peer = frames[0]
+            try:
+                self._handle(peer, frames[1:])
+            except VersionMismatch as error:
+                # The peer cannot read this either, but learns from its own VersionMismatch what is wrong.
+                self._count_malformed(error)
+                self._send(peer, FetchReply(0, "", Status.INCOMPATIBLE, error_code=Incompatible.code))
+            except ProtocolError as error:
+                self._count_malformed(error)
+
+    def _handle(self, peer: bytes, frames: list[bytes]) -> None:
+        if len(frames) != 1:
+            raise ProtocolError(f"expected one frame, got {len(frames)}")
+        message = decode(frames[0], FetchRequest, Release, Renew)
+        if isinstance(message, FetchRequest):
+            deadline = time.monotonic() + min(message.timeout_s, self._state.max_park_s)
+            self._answer(Parked(peer, message, deadline))
+        elif isinstance(message, Renew):
+            with self._state.lock:
+                self._state.leases.renew(message.transfer_id)
+        else:
+            with self._state.lock:
+                self._state.leases.release(message.transfer_id)
+            self._answer_waiting(message.transfer_id)
+
+    def _answer(self, parked: Parked) -> None:
+        try:
+            self._answer_by_state(parked)
+        except Exception as error:
+            # The process edge: a defect in answering one peer must not silence the server for all others.
+            _logger.exception("answering a fetch failed")
+            self._reply(parked.peer, failure(parked.request, TriptychError(f"internal error: {error}")))
+
+    def _answer_by_state(self, parked: Parked) -> None:
+        """Reply by the state of the lease, or park while there is nothing to say yet."""
+        peer, request = parked.peer, parked.request
+        if request.fingerprint != self._state.fingerprint:
+            error = Incompatible("prefill and encoder serve different models, revisions, dtypes or layouts")
+            self._reply(peer, refusal(request, Status.INCOMPATIBLE, error))
+            return
+        with self._state.lock:
+            lease = self._state.leases.get(request.transfer_id)
+            known = self._state.leases.state_of(request.transfer_id) is not None
+            state, payload, failed = (
+                (LeaseState.EXPIRED, None, None) if lease is None else (lease.state, lease.payload, lease.error)
+            )
+        if (lease is None and not known) or (lease is not None and lease.item_key != request.item_key):
+            error_ = EmbeddingNotFound(f"transfer {request.transfer_id} is not known here")
+            self._reply(peer, refusal(request, Status.NOT_FOUND, error_))
+        elif lease is None:
+            expired = EmbeddingExpired(f"the lease of transfer {request.transfer_id} has ended")
+            self._reply(peer, refusal(request, Status.EXPIRED, expired))
+        elif payload is not None:
+            self._deliver(peer, request, lease, payload)
+        elif failed is not None:
+            self._reply(peer, failure(request, failed))
+        elif not self._parking.park(parked):
+            assert state is LeaseState.ANNOUNCED
+            self._reply(peer, refusal(request, Status.BUSY, Busy("too many fetches wait at this encoder")))
+
+    def _answer_waiting(self, transfer_id: str) -> None:
+        for parked in self._parking.take(transfer_id):
+            self._answer(parked)
+
+    def _answer_changed(self) -> None:
+        while True:
+            try:
+                self._answer_waiting(self._changed.get_nowait())
+            except queue.Empty:
+                return
+
+    def _expire(self) -> None:
+        with self._state.lock:
+            expired = self._state.leases.sweep()
+        for transfer_id in expired:
+            self._answer_waiting(transfer_id)
+        for parked in self._parking.take_overdue(time.monotonic()):
+            error = DeadlineExceeded("the embedding was not ready in time")
+            self._reply(parked.peer, refusal(parked.request, Status.BUSY, error))
+
+    def _deliver(self, peer: bytes, request: FetchRequest, lease: Lease, payload: Payload) -> None:
+        reply, channel = delivery(request, lease, payload, self._state.channels)
+        if not self._reply(peer, reply) or channel is None:
+            return
+        for chunk, data in channel.chunks(request.fetch_id, payload):
+            if not self._send(peer, chunk, data):
+                return
+
+    def _reply(self, peer: bytes, reply: FetchReply) -> bool:
+        with self._state.lock:
+            if reply.status is Status.OK:
+                self._state.counters.num_fetched += 1
+            else:
+                self._state.counters.num_refused += 1
+        return self._send(peer, reply)
+
+    def _send(self, peer: bytes, message: Message, data: memoryview | None = None) -> bool:
+        header = encode(message)
+        try:
+            if data is None:
+                self._socket.send_multipart([peer, header])
+            else:
+                self._socket.send_multipart([peer, header, data], copy=False)
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            with self._state.lock:
+                self._state.counters.num_unreachable += 1
+            return False
+        return True
+
+    def _count_malformed(self, error: TriptychError) -> None:
+        with self._state.lock:
+            self._state.counters.num_malformed += 1
+        self._log.warning(f"dropped a malformed message: {error}")
+
+
+def _router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to a peer that left is an error we can count
+    socket.setsockopt(zmq.SNDHWM, 0)  # queued frames only refer to payloads; dropping one would lose an answer
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _PEER_SILENCE_MS)
+    return socket
+
+
+def _bind(socket: zmq.Socket[bytes], bind_host: str) -> str:
+    is_ipv6 = ipaddress.ip_address(bind_host).version == 6
+    socket.setsockopt(zmq.IPV6, is_ipv6)
+    socket.bind(f"tcp://[{bind_host}]:0" if is_ipv6 else f"tcp://{bind_host}:0")
+    endpoint: str = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    return endpoint.rstrip("\0")
