@@ -68,5 +68,7 @@ def _deploy(plan: DeploymentPlan, replica_class: type, router: type[RequestRoute
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=30,
+        # One line per call of each stage says little and costs time on the way of every request.
+        logging_config={"enable_access_log": False},
         **options,
     )

@@ -32,6 +32,7 @@ from transfer import (
     EncodeRequest,
     EncodeTicket,
     MediaItem,
+    Modality,
     OptionValue,
     RetryableError,
     TerminalError,
@@ -40,6 +41,23 @@ from transfer import (
 )
 
 logger = logging.getLogger(__name__)
+
+
+class AskedTickets:
+    """The tickets that a request has asked for; its end cancels those that nobody waited for."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[TicketedItem]] = []
+
+    def add(self, task: asyncio.Task[TicketedItem]) -> None:
+        """Take one more."""
+        self._tasks.append(task)
+
+    def close(self) -> None:
+        """Cancel what still runs; a ticket that comes nevertheless is given up by the request's leases."""
+        for task in self._tasks:
+            if not task.cancel() and not task.cancelled():
+                task.exception()  # Seen, so that asyncio does not report it as lost.
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +69,7 @@ class RequestContext:
     deadline: Deadline
     leases: RequestLeases
     trace: RequestTrace
+    asked: AskedTickets
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +112,31 @@ class Pipeline:
         self._decode_stage = decode
         self._attempts = attempts
 
+    def ask(
+        self, context: RequestContext, media: MediaItem, options: tuple[tuple[str, OptionValue], ...]
+    ) -> asyncio.Task[TicketedItem]:
+        """Begin to get one item's ticket, while the rest of the request is still being read; `encode` waits for it."""
+        context.trace.mark("tickets_asked")
+        task = asyncio.ensure_future(self._ticket(context, media, options))
+        context.asked.add(task)
+        return task
+
     async def encode(
-        self, context: RequestContext, media: Sequence[MediaItem], options: tuple[tuple[str, OptionValue], ...]
+        self, context: RequestContext, asked: Sequence[tuple[Modality, asyncio.Task[TicketedItem]]]
     ) -> list[TicketedItem]:
-        """Tickets for all items, each asked for by itself so that items of one prompt spread over the encoders.
+        """The tickets of all items, each asked for by itself so that items of one prompt spread over the encoders.
 
         Raises:
             TriptychError: one item cannot be encoded; the message says which. The tickets of the others are given up.
         """
-        context.trace.mark("tickets_asked")
-        tasks = [asyncio.ensure_future(self._ticket(context, item, options)) for item in media]
+        tasks = [task for _, task in asked]
         try:
             tickets = list(await asyncio.gather(*tasks))
             context.trace.mark("tickets_taken")
             return tickets
         except TriptychError as error:
             index = next((i for i, task in enumerate(tasks) if task.done() and task.exception() is error), 0)
-            raise type(error)(f"{media[index].modality} {index + 1} of {len(media)}: {error.message}") from error
+            raise type(error)(f"{asked[index][0]} {index + 1} of {len(asked)}: {error.message}") from error
         finally:
             for task in tasks:
                 task.cancel()

@@ -1,11 +1,16 @@
-"""The stages over Ray Serve handles: Ray's errors become ours, cancelling here cancels there."""
+"""The stages over Ray Serve handles: Ray's errors become ours, cancelling here cancels there.
+
+Calls go by Serve's gRPC transport, not by object references: a call then costs half, a streamed item a quarter.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -19,10 +24,10 @@ class RayEncoderStage:
     """Encoder replicas behind a handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+        self._handle = _direct(handle)
 
     async def encode(self, request: EncodeRequest) -> EncodeReply:
-        reply: EncodeReply = await _call(self._handle.encode.remote(request), EncoderLost)
+        reply: EncodeReply = await _single(self._handle.encode.remote(request), EncoderLost)
         return reply
 
 
@@ -30,10 +35,10 @@ class RayPrefillStage:
     """Prefill replicas behind a handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+        self._handle = _direct(handle)
 
     async def prefill(self, request: PrefillRequest) -> PrefillResult:
-        result: PrefillResult = await _call(self._handle.prefill.remote(request), WorkerLost)
+        result: PrefillResult = await _single(self._handle.prefill.remote(request), WorkerLost)
         return result
 
 
@@ -41,47 +46,74 @@ class RayDecodeStage:
     """Decode replicas behind a handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
-        self._streaming = handle.options(stream=True)
+        self._handle = _direct(handle)
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
-        response = self._streaming.decode.remote(request)
-        finished = False
-        try:
-            async for output in response:
+        async with contextlib.aclosing(_stream(self._handle.decode.remote(request), WorkerLost)) as outputs:
+            async for output in outputs:
                 yield output
-            finished = True
-        except (RayError, RayServeException) as error:
-            finished = True
-            raise _typed(error, WorkerLost) from error
-        finally:
-            if not finished:
-                response.cancel()
 
     async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
-        await _call(self._handle.release_kv.remote(request_id, kv_params), WorkerLost)
+        await _single(self._handle.release_kv.remote(request_id, kv_params), WorkerLost)
 
 
-async def _call(response: Any, lost: type[RetryableError]) -> Any:
-    """Await one Serve call."""
+def _direct(handle: DeploymentHandle) -> DeploymentHandle:
+    """The handle for calls that stream: only these tell the router at once which replica has taken them."""
+    return handle.options(
+        stream=True, _by_reference=False, request_serialization="pickle", response_serialization="pickle"
+    )
+
+
+async def _single(response: Any, lost: type[RetryableError]) -> Any:
+    """The one item of a call that streams a single one."""
+    async with contextlib.aclosing(_stream(response, lost)) as items:
+        async for item in items:
+            return item
+    raise lost("a replica ended the call without an answer")
+
+
+async def _stream(response: Any, lost: type[RetryableError]) -> AsyncGenerator[Any, None]:
+    """The items of a Serve call; closing the generator before its end cancels the call.
+
+    Raises:
+        TriptychError: what the replica raised, or `lost` when it is gone.
+    """
+    ended = False
     try:
-        return await response
-    except (RayError, RayServeException) as error:
-        raise _typed(error, lost) from error
-    except asyncio.CancelledError:
-        response.cancel()
+        async for item in response:
+            yield item
+        ended = True
+    except asyncio.CancelledError as error:
+        if _is_cancelled_here():
+            raise
+        # The replica's own cancellation, passed on as an exception: it is being shut down.
+        ended = True
+        raise lost("a replica ended the call: it is shutting down") from error
+    except GeneratorExit:
         raise
+    except Exception as error:
+        ended = True
+        raise _typed(error, lost) from error
+    finally:
+        if not ended:
+            response.cancel()
+
+
+def _is_cancelled_here() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _typed(error: Exception, lost: type[RetryableError]) -> TriptychError:
-    """The typed error behind one of Ray's."""
+    """The typed error behind one of Ray's or of the replica's."""
+    if isinstance(error, TriptychError):
+        return error
     if isinstance(error, RayTaskError):
-        cause = error.cause
-        if isinstance(cause, TriptychError):
-            return cause
-        return TriptychError(f"{type(cause).__name__}: {cause}")
+        return _typed(error.cause, lost) if isinstance(error.cause, Exception) else TriptychError(str(error))
     if isinstance(error, BackPressureError):
         return Busy("all replicas of a stage have as many requests as they may")
     if isinstance(error, RayActorError | DeploymentUnavailableError | TaskCancelledError):
         return lost(f"a replica was lost: {type(error).__name__}")
-    return lost(f"{type(error).__name__}: {error}")
+    if isinstance(error, RayError | RayServeException | AioRpcError):
+        return lost(f"{type(error).__name__}: {error}")
+    return TriptychError(f"{type(error).__name__}: {error}")

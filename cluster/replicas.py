@@ -1,4 +1,7 @@
-"""The classes that Ray Serve runs as replicas: thin shells around the plain workers."""
+"""The classes that Ray Serve runs as replicas: thin shells around the plain workers.
+
+Methods that the pipeline calls are generators, also where they give one item (see `cluster.ray_stages`).
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,8 @@ class EncoderReplica:
     def __init__(self, settings: dict[str, Any], host: str | None) -> None:
         self._worker = EncoderWorker(TriptychConfig.model_validate(settings), address_or_node(host))
 
-    async def encode(self, request: EncodeRequest) -> EncodeReply:
-        return await self._worker.encode(request)
+    async def encode(self, request: EncodeRequest) -> AsyncGenerator[EncodeReply, None]:
+        yield await self._worker.encode(request)
 
     async def stats(self) -> EncoderStats:
         return self._worker.stats()
@@ -54,15 +57,16 @@ class LLMReplica:
     def __init__(self, settings: dict[str, Any], role: EngineRole, host: str | None) -> None:
         self._worker = LLMWorker(TriptychConfig.model_validate(settings), role, address_or_node(host))
 
-    async def prefill(self, request: PrefillRequest) -> PrefillResult:
-        return await self._worker.prefill(request)
+    async def prefill(self, request: PrefillRequest) -> AsyncGenerator[PrefillResult, None]:
+        yield await self._worker.prefill(request)
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
         async for output in self._worker.decode(request):
             yield output
 
-    async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
+    async def release_kv(self, request_id: str, kv_params: KVParams) -> AsyncGenerator[None, None]:
         await self._worker.release_kv(request_id, kv_params)
+        yield
 
     async def stats(self) -> LLMStats:
         return self._worker.stats()

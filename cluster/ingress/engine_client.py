@@ -108,8 +108,8 @@ class PipelineClient(EngineClient):  # type: ignore[misc]
             params.seed += index
         items = generation.items
         if index and items:
-            media = [item.media for item in items]
-            items = tuple(await self._pipeline.encode(context, media, items[0].options))
+            asked = [(item.media.modality, self._pipeline.ask(context, item.media, item.options)) for item in items]
+            items = tuple(await self._pipeline.encode(context, asked))
         child = replace(generation, request_id=f"{generation.request_id}-{index}", items=items, params=params)
         async with contextlib.aclosing(self._pipeline.generate(context, child)) as outputs:
             async for output in outputs:

@@ -1,36 +1,70 @@
-"""Lifts media out of chat messages without opening them: vLLM's media connector, replaced by one that only carries."""
+"""Lifts media out of chat messages without opening them: vLLM's media connector, replaced by one that only carries.
+
+Each item's ticket is asked for the moment the item is in hand, so that the encoder works while the prompt is rendered.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import binascii
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
+from cluster.pipeline import TicketedItem
 from transfer import MediaItem, Modality
 
 CONNECTOR_NAME = "triptych"
 _LARGE_BYTES = 256 * 1024
 
+AskTicket = Callable[[MediaItem], "asyncio.Task[TicketedItem]"]
+_ask: ContextVar[AskTicket] = ContextVar("triptych_ask_ticket")
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedItem:
+    """A media item on its way through vLLM's renderer, and its ticket that is being asked for."""
+
+    media: MediaItem
+    ticket: asyncio.Task[TicketedItem]
+
+
+@contextlib.contextmanager
+def asking_with(ask: AskTicket) -> Iterator[None]:
+    """While this lasts, items that the connector carries have their tickets asked for by `ask`."""
+    token = _ask.set(ask)
+    try:
+        yield
+    finally:
+        _ask.reset(token)
+
 
 @MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR_NAME)
 class CarryingConnector(MediaConnector):  # type: ignore[misc]
-    """Turns each media URL of a message into a `MediaItem`: bytes for data: URLs, else the URL itself.
+    """Turns each media URL of a message into a `CarriedItem`: bytes for data: URLs, else the URL itself.
 
     The encoder fetches http(s) URLs, under its own guards.
     """
 
-    async def fetch_image_async(self, image_url: str, **_: Any) -> MediaItem:
-        return await _item("image", image_url)
+    async def fetch_image_async(self, image_url: str, **_: Any) -> CarriedItem:
+        return await _carried("image", image_url)
 
-    async def fetch_audio_async(self, audio_url: str, **_: Any) -> MediaItem:
-        return await _item("audio", audio_url)
+    async def fetch_audio_async(self, audio_url: str, **_: Any) -> CarriedItem:
+        return await _carried("audio", audio_url)
 
-    async def fetch_video_async(self, video_url: str, **_: Any) -> MediaItem:
-        return await _item("video", video_url)
+    async def fetch_video_async(self, video_url: str, **_: Any) -> CarriedItem:
+        return await _carried("video", video_url)
+
+
+async def _carried(modality: Modality, url: str) -> CarriedItem:
+    media = await _item(modality, url)
+    return CarriedItem(media, _ask.get()(media))
 
 
 async def _item(modality: Modality, url: str) -> MediaItem:

@@ -6,19 +6,23 @@ from collections.abc import Mapping
 from typing import Any, TypedDict, cast
 
 from vllm.config import VllmConfig
+from vllm.entrypoints.chat_utils import ChatCompletionMessageParam, ConversationMessage
 from vllm.exceptions import VLLMValidationError
 from vllm.inputs import EngineInput
 from vllm.model_executor.model_loader import get_model_cls
 from vllm.renderers.hf import HfRenderer
+from vllm.renderers.inputs import DictPrompt
+from vllm.renderers.params import ChatParams
 from vllm.tokenizers import cached_tokenizer_from_config
 
 from cluster.ingress.errors import http_error
+from cluster.ingress.media import CarriedItem, asking_with
 from cluster.ingress.placeholders import expand_placeholders
 from cluster.ingress.scope import current_request
 from cluster.pipeline import Pipeline, TicketedItem
 from llm_workers.engine_input import engine_input
 from llm_workers.messages import Prompt
-from transfer import EncodeTicket, MediaItem, Modality, OptionValue, TriptychError
+from transfer import EncodeTicket, Modality, OptionValue, TriptychError
 
 _PLACEHOLDER_FIELDS: dict[str, Modality] = {
     "image_token_id": "image",
@@ -63,10 +67,21 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         if self.model_config.is_multimodal_model:
             get_model_cls(self.model_config)
 
+    async def render_messages_async(
+        self, messages: list[ChatCompletionMessageParam], params: ChatParams
+    ) -> tuple[list[ConversationMessage], DictPrompt]:
+        """vLLM's rendering, while which the tickets of the messages' media are being got."""
+        options = _options(params.mm_processor_kwargs)
+        with asking_with(lambda media: self._pipeline.ask(current_request(), media, options)):
+            rendered: tuple[list[ConversationMessage], DictPrompt] = await super().render_messages_async(
+                messages, params
+            )
+            return rendered
+
     async def _take_tickets(
         self,
         token_ids: list[int],
-        media: Mapping[str, list[MediaItem | None]],
+        media: Mapping[str, list[CarriedItem | None]],
         *,
         mm_processor_kwargs: Mapping[str, object] | None = None,
         mm_uuids: object = None,
@@ -74,19 +89,20 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         skip_mm_cache: bool = False,
     ) -> EngineInput:
         """The engine input of a prompt whose media are `media`, by modality in the order of their placeholders."""
-        flat = [(modality, item) for modality, items in media.items() for item in items]
-        carried = [item for _, item in flat if item is not None]
-        if len(carried) < len(flat):
+        items = [item for items in media.values() for item in items]
+        carried = [item for item in items if item is not None]
+        if len(carried) < len(items):
             raise VLLMValidationError("a media part has no content; items named by uuid alone are not kept here")
+        asked = [(item.media.modality, item.ticket) for item in carried]
         try:
-            ticketed = await self._pipeline.encode(current_request(), carried, _options(mm_processor_kwargs))
+            ticketed = await self._pipeline.encode(current_request(), asked)
         except TriptychError as error:
             raise http_error(error) from error
         tickets: dict[Modality, list[EncodeTicket]] = {}
         for item in ticketed:
             tickets.setdefault(item.media.modality, []).append(item.ticket)
-        expanded, items = expand_placeholders(token_ids, self._placeholder_ids, tickets)
-        prompt = Prompt(expanded, items)
+        expanded, prompt_items = expand_placeholders(token_ids, self._placeholder_ids, tickets)
+        prompt = Prompt(expanded, prompt_items)
         rendered = engine_input(prompt)
         cast(dict[str, Any], rendered)[TICKETED_KEY] = TicketedInput(prompt=prompt, items=tuple(ticketed))
         return rendered

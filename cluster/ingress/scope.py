@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.deadline import Deadline
 from cluster.leases import RequestLeases
-from cluster.pipeline import RequestContext
+from cluster.pipeline import AskedTickets, RequestContext
 from cluster.trace import RequestTrace, TraceWriter
 from transfer import EmbeddingRef
 
@@ -55,11 +55,14 @@ class RequestScopeMiddleware:
                 trace.mark("first_byte")
             await send(message)
 
-        token = _current.set(RequestContext(request_id, DEFAULT_TENANT, Deadline(self._deadline_s), leases, trace))
+        asked = AskedTickets()
+        deadline = Deadline(self._deadline_s)
+        token = _current.set(RequestContext(request_id, DEFAULT_TENANT, deadline, leases, trace, asked))
         try:
             await self._app(scope, receive, send_traced)
         finally:
             _current.reset(token)
+            asked.close()
             leases.close()
             trace.mark("ended")
             self._traces.write(trace)

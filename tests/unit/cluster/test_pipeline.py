@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 
@@ -11,7 +12,7 @@ from vllm.sampling_params import SamplingParams
 
 from cluster.deadline import Deadline
 from cluster.leases import RequestLeases
-from cluster.pipeline import Generation, Pipeline, RequestContext
+from cluster.pipeline import AskedTickets, Generation, Pipeline, RequestContext
 from cluster.trace import RequestTrace
 from llm_workers.messages import DecodeRequest, GenerateOptions, KVParams, PrefillRequest, PrefillResult, Prompt
 from transfer import (
@@ -113,7 +114,7 @@ class Run:
     ) -> None:
         self.released: Counter[str] = Counter()
         leases = RequestLeases(self._release)
-        self.context = RequestContext("r", "t", Deadline(30), leases, RequestTrace("r"))
+        self.context = RequestContext("r", "t", Deadline(30), leases, RequestTrace("r"), AskedTickets())
         self.pipeline = Pipeline(encoder, prefill, decode, attempts=attempts)
 
     def _release(self, ref: EmbeddingRef) -> None:
@@ -122,12 +123,15 @@ class Run:
     async def generate(self, *urls: str) -> str:
         """The text that comes out; leases are closed as at the end of a request."""
         try:
-            items = await self.pipeline.encode(self.context, [MediaItem("image", url=url) for url in urls], ())
+            media = [MediaItem("image", url=url) for url in urls]
+            asked = [(item.modality, self.pipeline.ask(self.context, item, ())) for item in media]
+            items = await self.pipeline.encode(self.context, asked)
             generation = Generation("r", Prompt([1, 2]), tuple(items), SamplingParams(), GenerateOptions())
             return "".join(
                 [output.outputs[0].text async for output in self.pipeline.generate(self.context, generation)]
             )
         finally:
+            self.context.asked.close()
             self.context.leases.close()
 
 
@@ -207,4 +211,16 @@ async def test_without_a_prefill_stage_decode_gets_the_embeddings() -> None:
         ["transfer-2"],
     ]
     assert all(request.kv_params is None for request in decode.requests)
+    assert run.released == {"transfer-1": 1}
+
+
+async def test_a_ticket_that_nobody_waits_for_is_given_up_with_the_request() -> None:
+    run = Run(ScriptedEncoder(), ScriptedPrefill(), ScriptedDecode())
+    taken = run.pipeline.ask(run.context, MediaItem("image", url="x"), ())
+    await asyncio.wait([taken], timeout=5)
+    failed = run.pipeline.ask(run.context, MediaItem("image", url="y"), ())
+    run.context.asked.close()
+    run.context.leases.close()
+    await asyncio.wait([failed], timeout=5)
+    assert failed.cancelled()
     assert run.released == {"transfer-1": 1}
