@@ -6,19 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.serve_environment import REPLICA_ENVIRONMENT
 from configs import StageConfig, TriptychConfig
 
 # CPU-light replicas ask for no CPU: on a small machine they would otherwise take the place of the engines.
 _NO_CPU = 0.0
-
-# Ray Serve's own switches, read where a replica's process starts. User code and routers run on the replica's one event
-# loop: a call between replicas takes half the time, and nothing of ours blocks that loop. A call may be of any size
-# here, since what is sent has limits of its own (`limits`).
-_SERVE_ENVIRONMENT = {
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
-}
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,7 @@ class DeploymentPlan:
         custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
         options: dict[str, Any] = {
             "num_cpus": self.resources.get("CPU", _NO_CPU),
-            "runtime_env": {"env_vars": {**_SERVE_ENVIRONMENT, **self.environment}},
+            "runtime_env": {"env_vars": {**REPLICA_ENVIRONMENT, **self.environment}},
         }
         if "GPU" in self.resources:
             options["num_gpus"] = self.resources["GPU"]

@@ -48,15 +48,8 @@ def serve(config_path: Path, port: int, ray_address: str | None, stop: threading
     from configs.environment import set_environment
 
     if ray_address is None:
-        # Ray reads these when it is imported. The first is the default, which it warns about otherwise; the others are
-        # for Serve's HTTP proxy, a process of its own.
-        set_environment(
-            {
-                "RAY_AUTH_MODE": "token",
-                "RAY_SERVE_PROXY_USE_GRPC": "1",
-                "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
-            }
-        )
+        # Ray reads it when it is imported, and warns about the default, which is the same.
+        set_environment({"RAY_AUTH_MODE": "token"})
     from cluster.runtime import Service, StartupFailed, StartupStopped, sweep_shared_memory
 
     config = load_config(config_path)
