@@ -36,20 +36,13 @@ def build_service(config: TriptychConfig, host: str | None = None) -> Applicatio
     """
     settings = config.model_dump(mode="json", exclude_none=True)
     plans = plan_deployments(config)
-    encoder = (
-        _deploy(plans["encoder"], EncoderReplica, ContentAffinityRouter).bind(settings, host)
-        if "encoder" in plans
-        else None
-    )
-    prefill = (
-        _deploy(plans["prefill"], LLMReplica, LeastOutstandingRouter).bind(settings, "prefill", host)
-        if "prefill" in plans
-        else None
-    )
-    decode = _deploy(plans["decode"], LLMReplica, LeastOutstandingRouter).bind(settings, "decode", host)
-    application: Application = _deploy(plans["ingress"], serve.ingress()(IngressReplica)).bind(
-        settings, encoder, prefill, decode
-    )
+    stages: dict[str, Application | None] = {"encoder": None, "prefill": None, "decode": None}
+    for name in stages.keys() & plans.keys():
+        if name == "encoder":
+            stages[name] = _deploy(plans[name], EncoderReplica, ContentAffinityRouter).bind(settings, host)
+        else:
+            stages[name] = _deploy(plans[name], LLMReplica, LeastOutstandingRouter).bind(settings, name, host)
+    application: Application = _deploy(plans["ingress"], serve.ingress()(IngressReplica)).bind(settings, **stages)
     return application
 
 

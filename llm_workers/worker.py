@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
 
 from configs import TriptychConfig, embedding_fingerprint
 from llm_workers.embedding_params import request_params
@@ -78,19 +79,10 @@ class LLMWorker:
             TerminalError: it never can be had.
             DeadlineExceeded: `timeout_s` passed.
         """
-        outputs = self.engine.generate(
-            request.prompt,
-            prefill_sampling(request.params),
-            request.request_id,
-            request.options,
-            timeout_s=request.timeout_s,
-            kv_params=prefill_kv_params(),
-            ec_params=self._ec_params(request.request_id, request.embeddings, request.timeout_s),
-        )
-        with self._counted():
-            async with contextlib.aclosing(outputs):
-                async for output in outputs:
-                    await self._raise_if_failed(request.request_id, output)
+        outputs = self._outputs(request, prefill_sampling(request.params), prefill_kv_params())
+        async with contextlib.aclosing(outputs):
+            async for output in outputs:
+                pass
         if output.kv_transfer_params is None:
             raise TriptychError("the prefill engine kept no KV cache: check kv_transfer.connector")
         return PrefillResult(output.kv_transfer_params, output)
@@ -101,20 +93,11 @@ class LLMWorker:
         Raises:
             as `prefill`.
         """
-        outputs = self.engine.generate(
-            request.prompt,
-            request.params if request.kv_params is None else decode_sampling(request.params),
-            request.request_id,
-            request.options,
-            timeout_s=request.timeout_s,
-            kv_params=request.kv_params,
-            ec_params=self._ec_params(request.request_id, request.embeddings, request.timeout_s),
-        )
-        with self._counted():
-            async with contextlib.aclosing(outputs):
-                async for output in outputs:
-                    await self._raise_if_failed(request.request_id, output)
-                    yield output
+        sampling = request.params if request.kv_params is None else decode_sampling(request.params)
+        outputs = self._outputs(request, sampling, request.kv_params)
+        async with contextlib.aclosing(outputs):
+            async for output in outputs:
+                yield output
 
     async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
         """Drop a KV cache that prefill holds and no decode will pull."""
@@ -136,6 +119,25 @@ class LLMWorker:
         if self._failures is not None:
             self._failures.close()
             self._failures = None
+
+    async def _outputs(
+        self, request: PrefillRequest | DecodeRequest, sampling: SamplingParams, kv_params: KVParams | None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The engine's outputs, with its failures typed."""
+        outputs = self.engine.generate(
+            request.prompt,
+            sampling,
+            request.request_id,
+            request.options,
+            timeout_s=request.timeout_s,
+            kv_params=kv_params,
+            ec_params=self._ec_params(request.request_id, request.embeddings, request.timeout_s),
+        )
+        with self._counted():
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    await self._raise_if_failed(request.request_id, output)
+                    yield output
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:

@@ -6,7 +6,6 @@ Each item's ticket is asked for the moment the item is in hand, so that the enco
 from __future__ import annotations
 
 import asyncio
-import binascii
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import pybase64
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
@@ -21,7 +21,7 @@ from cluster.pipeline import TicketedItem
 from transfer import MediaItem, Modality
 
 CONNECTOR_NAME = "triptych"
-_LARGE_BYTES = 256 * 1024
+_LARGE_BYTES = 4 * 1024 * 1024
 
 AskTicket = Callable[[MediaItem], "asyncio.Task[TicketedItem]"]
 _ask: ContextVar[AskTicket] = ContextVar("triptych_ask_ticket")
@@ -94,6 +94,6 @@ def _decode(url: str) -> bytes | None:
     if not header.endswith(";base64"):
         return unquote_to_bytes(body)
     try:
-        return binascii.a2b_base64(body, strict_mode=True)
-    except (binascii.Error, ValueError):
+        return pybase64.b64decode(body, validate=True)
+    except ValueError:
         return None

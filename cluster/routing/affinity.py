@@ -10,31 +10,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest
 
+from cluster.routing.ranked import RankedRouter
 from transfer import EncodeRequest, MediaItem
 
 _SAMPLE_BYTES = 64 * 1024
 
 
-class ContentAffinityRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
-    """Ranks the replicas by affinity; one that has as many requests as it may is passed over for the next.
+class ContentAffinityRouter(RankedRouter):
+    """Ranks the replicas by affinity; one that has as many requests as it may is passed over for the next."""
 
-    Calls are placed first come, first served, so that none can be left behind: of calls that wait at the same moment,
-    one may get the replica that another one prefers.
-    """
-
-    async def choose_replicas(
-        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
-    ) -> list[list[RunningReplica]]:
-        if pending_request is not None:
-            # Without this Serve asks again at once, in a loop that lets nothing else on its thread run.
-            pending_request.routing_context.should_backoff = True
-        content = _content_of(pending_request)
-        if content is None:
-            return [candidate_replicas]
-        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        return [[by_name[name]] for name in rank_by_affinity(content, list(by_name))]
+    def rank(self, names: list[str], pending: PendingRequest | None) -> list[str]:
+        content = _content_of(pending)
+        return names if content is None else rank_by_affinity(content, names)
 
 
 def rank_by_affinity(content: bytes, names: Sequence[str]) -> list[str]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, ReplicaID
+
+from cluster.routing.ranked import RankedRouter
 
 
-class LeastOutstandingRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
+class LeastOutstandingRouter(RankedRouter):
     """Prefers the replica with the fewest requests under way; equal ones take turns."""
 
     def initialize_state(self, **_: Any) -> None:
@@ -20,17 +22,9 @@ class LeastOutstandingRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
         self._under_way: dict[str, str] = {}
         self._turn = 0
 
-    async def choose_replicas(
-        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
-    ) -> list[list[RunningReplica]]:
-        if pending_request is not None:
-            # Without this Serve asks again at once, in a loop that lets nothing else on its thread run.
-            pending_request.routing_context.should_backoff = True
-        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+    def rank(self, names: list[str], pending: PendingRequest | None) -> list[str]:
         self._turn += 1
-        return [
-            [by_name[name]] for name in rank_by_load(sorted(by_name), Counter(self._under_way.values()), self._turn)
-        ]
+        return rank_by_load(names, Counter(self._under_way.values()), self._turn)
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         self._under_way[pending_request.metadata.internal_request_id] = replica_id.unique_id
