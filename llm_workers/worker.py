@@ -81,8 +81,7 @@ class LLMWorker:
         """
         outputs = self._outputs(request, prefill_sampling(request.params), prefill_kv_params())
         async with contextlib.aclosing(outputs):
-            async for output in outputs:
-                pass
+            output = [output async for output in outputs][-1]
         if output.kv_transfer_params is None:
             raise TriptychError("the prefill engine kept no KV cache: check kv_transfer.connector")
         return PrefillResult(output.kv_transfer_params, output)
