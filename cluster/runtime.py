@@ -133,7 +133,7 @@ class Service:
             options = {"address": self._ray_address}
         try:
             ray.init(**options, logging_level="WARNING", log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises the bare class where a process of its own does not come up in time.
             if self._ray_address is None:
                 raise StartupFailed(f"Ray did not start: {error}") from error
             raise StartupFailed(
