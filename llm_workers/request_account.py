@@ -40,18 +40,18 @@ class RequestAccount:
         """Counts `request` as running; whoever runs it keeps `output` up to date."""
         taken = time.monotonic()
         progress = Progress()
-        outcome: Outcome = "cancelled"
+        failed = False
         self.num_running += 1
         try:
             yield progress
-            outcome = "finished"
         except Exception:
-            outcome = "failed"
+            failed = True
             raise
         finally:
             self.num_running -= 1
-            if outcome == "cancelled" and progress.output is not None and progress.output.finished:
-                outcome = "finished"  # Its reader left after the last output.
+            # A reader may leave after the last output, which is no cancelling.
+            complete = progress.output is not None and progress.output.finished
+            outcome: Outcome = "failed" if failed else "finished" if complete else "cancelled"
             self._end(_ended(request, progress.output, outcome, taken, self._computes_prompts))
 
     def _end(self, request: EndedRequest) -> None:
