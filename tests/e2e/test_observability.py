@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,3 +164,50 @@ def test_what_nobody_asked_to_trace_is_not_traced(service: Server, client: OpenA
     assert _ask(service, _body(None), {"traceparent": f"00-{trace_id}-00000000000000ab-01"}).ok
     collector.wait_for(trace_id, 5, _SETTLE_S)
     assert collector.trace_ids() - before == {trace_id}
+
+
+def test_top_shows_every_replica(service: Server) -> None:
+    """`top` reads what the service says, not what a test made up for it."""
+    assert _ask(service, _body(7300, stream=True)).ok
+    command = [sys.executable, "-m", "cluster.cli", "top", "--once", "--interval", "1", "--url", service.url]
+    wide = os.environ | {"COLUMNS": "160"}
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=wide).stdout
+    assert "Triptych E/P/D" in shown
+    assert "without latencies" not in shown
+    stages = requests.get(f"{service.url}/triptych/status", timeout=30).json()["stages"]
+    lines = [line.split() for line in shown.splitlines()]
+    for stage, replicas in stages.items():
+        for replica in replicas:
+            name = str(replica["process_id"])
+            (row,) = [line for line in lines if name in line]
+            assert (row[0] == stage) if stage != "encoder" else (row[0] == name)
+    assert any(line[:1] == ["image"] for line in lines)
+
+
+def test_bench_measures_the_service(service: Server, tmp_path: Path) -> None:
+    """The figures come from real answers: every token asked for, pictures with their stages' times, no errors."""
+    scenarios = tmp_path / "scenarios.yaml"
+    scenarios.write_text(
+        "slo: {ttft_s: 100, tpot_s: 100}\n"
+        "scenarios:\n"
+        "  - {name: text, num_requests: 3, rate: 20, output_tokens: 6}\n"
+        "  - {name: repeated, num_requests: 6, rate: 20, burstiness: 0.5, images: 2, image_side: 112, repeated: 0.5,"
+        " repeated_pool: 1, output_tokens: 6}\n"
+    )
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    command = [sys.executable, "-m", "cluster.cli", "bench", service.url, "--scenarios", str(scenarios)]
+    command += ["--json", str(out), "--html", str(page), "--warmups", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    text, repeated = json.loads(out.read_text())["scenarios"]
+    assert [(s["requests"], s["errors"]) for s in (text, repeated)] == [(3, 0), (6, 0)], text["error_reasons"]
+    for scenario in (text, repeated):
+        assert all(request["num_tokens"] == 6 for request in scenario["each"])
+        assert 0 < scenario["ttft_p50_s"] <= scenario["ttft_p90_s"] <= scenario["ttft_p99_s"]
+        assert 0 < scenario["tpot_p50_s"] <= scenario["tpot_p99_s"]
+        assert scenario["goodput_per_s"] == pytest.approx(scenario["requests_per_s"])
+    assert set(text["stages"]) == {"prefill", "decode"}
+    assert set(repeated["stages"]) == {"encoder", "prefill", "decode"}
+    assert all(request["num_images"] == 2 for request in repeated["each"])
+    assert page.read_text().count("<svg") == 6
+    assert "repeated" in done.stdout
