@@ -1,14 +1,15 @@
-"""Starts `triptych serve` for a measurement and ends it."""
+"""Starts servers for a measurement and ends them: `triptych serve`, or any other program that answers `/health`."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -24,12 +25,25 @@ def running_service(config: Path, log: Path) -> Iterator[str]:
     Raises:
         RuntimeError: it did not come up; with the end of its log.
     """
+    with running_server(["-m", "cluster.cli", "serve", str(config)], {}, log) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def running_server(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[str]:
+    """A Python program on loopback and a free port, which it takes as `--port`; yields its base URL.
+
+    Raises:
+        RuntimeError: it did not come up; with the end of its log.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("triptych")), "serve", str(config), "--port", str(port)]
+    command = [sys.executable, *arguments, "--port", str(port)]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | environment, start_new_session=True
+        )
     try:
         _wait(process, f"http://127.0.0.1:{port}", log)
         yield f"http://127.0.0.1:{port}"

@@ -17,8 +17,14 @@ from starlette.types import ASGIApp
 from vllm.outputs import RequestOutput
 
 from cluster.ingress.app import build_openai_app
+from cluster.ingress.observation import RequestObserver
+from cluster.ingress.observed_stages import ObservedDecodeStage, ObservedEncoderStage, ObservedPrefillStage
+from cluster.metrics.engine_logger import stage_stat_logger
+from cluster.metrics.stages import EncoderObserver, EngineObserver, encoder_readings, engine_readings
 from cluster.pipeline import Pipeline
 from cluster.ray_stages import RayDecodeStage, RayEncoderStage, RayPrefillStage
+from cluster.replica_process import ReplicaProcess, metrics_endpoints
+from cluster.request_logs import log_as
 from configs import TriptychConfig, embedding_fingerprint
 from encoder_workers.worker import EncoderStats, EncoderWorker
 from llm_workers.engine_config import EngineRole
@@ -38,9 +44,14 @@ class EncoderReplica:
     """One encoder worker."""
 
     def __init__(self, settings: dict[str, Any], host: str | None) -> None:
-        self._worker = EncoderWorker(TriptychConfig.model_validate(settings), address_or_node(host))
+        config = TriptychConfig.model_validate(settings)
+        self._process = ReplicaProcess("encoder", config.observability)
+        observer = EncoderObserver(self._process.instruments, self._process.tracing)
+        self._worker = EncoderWorker(config, address_or_node(host), observer.pass_ended)
+        self._process.follow(lambda: encoder_readings(self._worker.stats()))
 
     async def encode(self, request: EncodeRequest) -> AsyncGenerator[EncodeReply, None]:
+        log_as(request.request_id)
         yield await self._worker.encode(request)
 
     async def stats(self) -> EncoderStats:
@@ -49,18 +60,27 @@ class EncoderReplica:
     def __del__(self) -> None:
         if hasattr(self, "_worker"):  # Ray runs this after a failed start as well.
             self._worker.close()
+        if hasattr(self, "_process"):
+            self._process.close()
 
 
 class LLMReplica:
     """One prefill or decode worker."""
 
     def __init__(self, settings: dict[str, Any], role: EngineRole, host: str | None) -> None:
-        self._worker = LLMWorker(TriptychConfig.model_validate(settings), role, address_or_node(host))
+        config = TriptychConfig.model_validate(settings)
+        self._process = ReplicaProcess(role, config.observability)
+        observer = EngineObserver(self._process.instruments, self._process.tracing, role)
+        stat_loggers = [stage_stat_logger(role)] if config.observability.engine_metrics else []
+        self._worker = LLMWorker(config, role, address_or_node(host), observer, stat_loggers)
+        self._process.follow(lambda: engine_readings(self._worker.stats()))
 
     async def prefill(self, request: PrefillRequest) -> AsyncGenerator[PrefillResult, None]:
+        log_as(request.request_id)
         yield await self._worker.prefill(request)
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
+        log_as(request.request_id)
         async for output in self._worker.decode(request):
             yield output
 
@@ -77,6 +97,8 @@ class LLMReplica:
     def __del__(self) -> None:
         if hasattr(self, "_worker"):  # Ray runs this after a failed start as well.
             self._worker.close()
+        if hasattr(self, "_process"):
+            self._process.close()
 
 
 class IngressReplica:
@@ -92,17 +114,21 @@ class IngressReplica:
         self._config = TriptychConfig.model_validate(settings)
         stages = {"encoder": encoder, "prefill": prefill, "decode": decode}
         self._handles = {name: handle for name, handle in stages.items() if handle is not None}
+        self._process = ReplicaProcess("ingress", self._config.observability)
+        self._observer = RequestObserver(self._process.instruments, self._process.tracing)
         curve = cluster_key(self._config.transfer.curve_key_file)
         self._leases = EmbeddingClient(embedding_fingerprint(self._config), ClientSettings(curve=curve))
         self._pipeline = Pipeline(
-            RayEncoderStage(encoder) if encoder is not None else None,
-            RayPrefillStage(prefill) if prefill is not None else None,
-            RayDecodeStage(decode),
+            ObservedEncoderStage(RayEncoderStage(encoder), self._observer) if encoder is not None else None,
+            ObservedPrefillStage(RayPrefillStage(prefill), self._observer) if prefill is not None else None,
+            ObservedDecodeStage(RayDecodeStage(decode), self._observer),
             attempts=self._config.limits.encode_attempts,
         )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        app: ASGIApp = build_openai_app(self._config, self._pipeline, self._release, self._status)
+        app: ASGIApp = build_openai_app(
+            self._config, self._pipeline, self._release, self._status, metrics_endpoints, self._observer
+        )
         return app
 
     async def _status(self) -> dict[str, list[Any]]:
@@ -114,6 +140,7 @@ class IngressReplica:
 
     def __del__(self) -> None:
         self._leases.close()
+        self._process.close()
 
 
 async def _stats_of(handle: DeploymentHandle) -> list[Any]:

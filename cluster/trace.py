@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from pathlib import Path
 
 from vllm.outputs import RequestOutput
@@ -21,11 +22,16 @@ class RequestTrace:
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.retries: Counter[str] = Counter()
         self._moments: dict[str, float] = {}
 
     def mark(self, name: str, moment: float | None = None) -> None:
         """Record `moment`, or now."""
         self._moments.setdefault(name, time.monotonic() if moment is None else moment)
+
+    def retried(self, code: str) -> None:
+        """Count a step that is tried again after a failure with this code."""
+        self.retries[code] += 1
 
     def mark_engine(self, stage: str, output: RequestOutput) -> None:
         """Record what an engine measured itself: when it queued, scheduled and finished the first token."""

@@ -1,6 +1,7 @@
 """Typed settings of a Triptych service: what a deployment file may say, and how it is read."""
 
 from configs.loader import ConfigError, load_config, parse_config
+from configs.observability import ObservabilityConfig
 from configs.revision import embedding_fingerprint
 from configs.settings import (
     DecodeConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "IngressConfig",
     "KVTransferSettings",
     "LimitsConfig",
+    "ObservabilityConfig",
     "PrefillConfig",
     "StageConfig",
     "TransferConfig",

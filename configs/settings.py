@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from configs.base import Settings
+from configs.observability import ObservabilityConfig
 
 Device = Literal["cpu", "cuda", "npu"]
 Modality = Literal["image", "audio", "video"]
@@ -37,12 +40,6 @@ def _pixels(value: object) -> object:
 
 ByteSize = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 PixelCount = Annotated[int, BeforeValidator(_pixels), Field(gt=0)]
-
-
-class Settings(BaseModel):
-    """Base of every section: frozen, and an unknown field is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class StageConfig(Settings):
@@ -232,6 +229,10 @@ class TriptychConfig(Settings):
     )
     limits: LimitsConfig = Field(
         default_factory=lambda: LimitsConfig.model_validate({}), description="Limits of one request."
+    )
+
+    observability: ObservabilityConfig = Field(
+        default_factory=lambda: ObservabilityConfig.model_validate({}), description="Traces and logs."
     )
 
     @property

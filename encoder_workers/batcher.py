@@ -36,6 +36,7 @@ class EncodeJob:
 
     Attributes:
         cost: patches of the item.
+        traceparent: the request's place in a trace (W3C Trace Context), if it is traced.
         wanted: whether anybody still waits for it; asked before each expensive step.
         done: takes the outcome, once, on a thread of the batcher.
     """
@@ -44,30 +45,65 @@ class EncodeJob:
     cost: int
     wanted: Callable[[], bool]
     done: Callable[[Outcome], None]
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTimes:
+    """The moments of one item on the monotonic clock: given to the batcher, decoding begun, ready for a pass."""
+
+    submitted: float
+    begun: float
+    prepared: float
+    traceparent: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class BatchTimes:
-    """What one pass held, and its moments on the monotonic clock: its first item's decoding began, the pass ended."""
+    """What one pass held, and its moments on the monotonic clock: its first item's decoding began, the pass itself.
 
-    num_items: int
+    `num_bytes` are those of the embeddings, of which there are `num_tokens` rows.
+    """
+
     num_patches: int
+    num_tokens: int
+    num_bytes: int
     begun: float
+    pass_begun: float
     finished: float
+    items: tuple[ItemTimes, ...]
+
+    @property
+    def num_items(self) -> int:
+        """Items of this pass."""
+        return len(self.items)
+
+
+def _ignore(times: BatchTimes) -> None:
+    """Nobody watches the passes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     job: EncodeJob
     prepared: Prepared
-    begun: float
+    times: ItemTimes
 
 
 class Batcher:
     """Runs an encoder for many callers. `submit` from any thread; `close` lets nothing new in and ends the threads."""
 
-    def __init__(self, encoder: Encoder, max_batch_patches: int, max_wait_s: float, num_prepare_threads: int) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        max_batch_patches: int,
+        max_wait_s: float,
+        num_prepare_threads: int,
+        on_pass: Callable[[BatchTimes], None] = _ignore,
+    ) -> None:
+        """Args: `on_pass` is called after each pass, on the tower's thread; it must not block."""
         self._encoder = encoder
+        self._on_pass = on_pass
         self._max_batch_patches = max_batch_patches
         self._max_wait_s = max_wait_s
         self._prepared: deque[_Waiting] = deque()
@@ -75,13 +111,21 @@ class Batcher:
         self._closing = False
         self.last_pass: BatchTimes | None = None
         self.num_encoded = 0
+        self.num_failed = 0
+        self.num_tokens = 0
+        self.num_bytes = 0
         self._pool = ThreadPoolExecutor(num_prepare_threads, thread_name_prefix="triptych-prepare")
         self._thread = threading.Thread(target=self._run, name="triptych-encode", daemon=True)
         self._thread.start()
 
+    @property
+    def num_waiting(self) -> int:
+        """Prepared items that no pass has taken yet."""
+        return len(self._prepared)
+
     def submit(self, job: EncodeJob) -> None:
         """Encode this item, after those that came before it."""
-        self._pool.submit(self._prepare, job)
+        self._pool.submit(self._prepare, job, time.monotonic())
 
     def close(self) -> None:
         """End both threads after what they are doing; items not begun are dropped. Idempotent."""
@@ -91,22 +135,28 @@ class Batcher:
             self._changed.notify_all()
         self._thread.join()
 
-    def _prepare(self, job: EncodeJob) -> None:
+    def _prepare(self, job: EncodeJob, submitted: float) -> None:
         if not job.wanted():
             return
         begun = time.monotonic()
         try:
             prepared = self._encoder.preprocess(self._encoder.decode(job.media))
         except TriptychError as error:
-            job.done(error)
+            self._fail(job, error)
             return
         except Exception as error:  # The edge of this thread: every failure becomes the item's own outcome.
             logger.exception("preparing an item failed")
-            job.done(EncodeFailed(f"the {job.media.modality} could not be prepared: {type(error).__name__}"))
+            self._fail(job, EncodeFailed(f"the {job.media.modality} could not be prepared: {type(error).__name__}"))
             return
         with self._changed:
-            self._prepared.append(_Waiting(job, prepared, begun))
+            times = ItemTimes(submitted, begun, time.monotonic(), job.traceparent)
+            self._prepared.append(_Waiting(job, prepared, times))
             self._changed.notify_all()
+
+    def _fail(self, job: EncodeJob, error: TriptychError) -> None:
+        with self._changed:  # Several threads come here.
+            self.num_failed += 1
+        job.done(error)
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
@@ -137,6 +187,7 @@ class Batcher:
         batch = [waiting for waiting in batch if waiting.job.wanted()]
         if not batch:
             return
+        pass_begun = time.monotonic()
         try:
             embeddings = self._encoder.forward([waiting.prepared for waiting in batch])
             tensors = [embedding.tensor.to("cpu").contiguous() for embedding in embeddings]
@@ -146,14 +197,21 @@ class Batcher:
                 for waiting in batch:
                     self._encode([waiting])
             else:
-                batch[0].job.done(EncodeFailed(f"the encoder failed on this item: {type(error).__name__}"))
+                self._fail(batch[0].job, EncodeFailed(f"the encoder failed on this item: {type(error).__name__}"))
             return
-        self.last_pass = BatchTimes(
-            num_items=len(batch),
+        times = BatchTimes(
             num_patches=sum(waiting.job.cost for waiting in batch),
-            begun=min(waiting.begun for waiting in batch),
+            num_tokens=sum(tensor.shape[0] for tensor in tensors),
+            num_bytes=sum(tensor.nbytes for tensor in tensors),
+            begun=min(waiting.times.begun for waiting in batch),
+            pass_begun=pass_begun,
             finished=time.monotonic(),
+            items=tuple(waiting.times for waiting in batch),
         )
         self.num_encoded += len(batch)
+        self.num_tokens += times.num_tokens
+        self.num_bytes += times.num_bytes
+        self.last_pass = times
+        self._on_pass(times)
         for waiting, tensor in zip(batch, tensors, strict=True):
             waiting.job.done(tensor)

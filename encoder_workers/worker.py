@@ -10,13 +10,14 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
 from configs import TriptychConfig, embedding_fingerprint
-from encoder_workers.batcher import Batcher, EncodeJob, Outcome
+from encoder_workers.batcher import Batcher, BatchTimes, EncodeJob, Outcome
 from encoder_workers.cache import EmbeddingCache
 from encoder_workers.embedding_server import start_server
 from encoder_workers.encoder import load_encoder
@@ -32,6 +33,7 @@ from transfer import (
     EncodeTicket,
     ItemFailure,
     MediaItem,
+    ServerStats,
     TriptychError,
     item_key,
     new_transfer_id,
@@ -59,10 +61,21 @@ class EncoderStats:
     num_leases: int
     num_pending: int
     num_encoded: int
+    num_failed: int
+    num_waiting: int
+    num_tokens: int
     num_cache_hits: int
+    num_cache_misses: int
     cached_bytes: int
+    taken_bytes: int
+    encoded_bytes: int
     last_begun: float
     last_finished: float
+    server: ServerStats
+
+
+def _ignore(times: BatchTimes) -> None:
+    """Nobody watches the passes."""
 
 
 class EncoderWorker:
@@ -73,8 +86,13 @@ class EncoderWorker:
     typed failure, a release or the end of its lease.
     """
 
-    def __init__(self, config: TriptychConfig, host: str) -> None:
-        """Args: `host` is the address at which other nodes reach this one."""
+    def __init__(self, config: TriptychConfig, host: str, on_pass: Callable[[BatchTimes], None] = _ignore) -> None:
+        """Start.
+
+        Args:
+            host: the address at which other nodes reach this one.
+            on_pass: called after each pass, on the tower's thread; it must not block.
+        """
         if config.encoder is None:
             raise ValueError("this service has no encoder section")
         self._settings = config.encoder
@@ -102,9 +120,14 @@ class EncoderWorker:
         )
         self._cache = EmbeddingCache(config.encoder.cache_bytes)
         self._encodings: dict[str, _Encoding] = {}
+        self._taken_bytes = 0
         self._lock = threading.Lock()
         self._batcher = Batcher(
-            self._encoder, config.encoder.max_batch_tokens, config.encoder.max_batch_wait_s, config.encoder.num_threads
+            self._encoder,
+            config.encoder.max_batch_tokens,
+            config.encoder.max_batch_wait_s,
+            config.encoder.num_threads,
+            on_pass,
         )
 
     async def encode(self, request: EncodeRequest) -> EncodeReply:
@@ -131,15 +154,23 @@ class EncoderWorker:
     def stats(self) -> EncoderStats:
         """A moment of this worker."""
         last = self._batcher.last_pass
+        server = self._server.stats()
         return EncoderStats(
             process_id=os.getpid(),
-            num_leases=self._server.stats().num_leases,
+            num_leases=server.num_leases,
             num_pending=len(self._encodings),
             num_encoded=self._batcher.num_encoded,
+            num_failed=self._batcher.num_failed,
+            num_waiting=self._batcher.num_waiting,
+            num_tokens=self._batcher.num_tokens,
             num_cache_hits=self._cache.num_hits,
+            num_cache_misses=self._cache.num_misses,
             cached_bytes=self._cache.held_bytes,
+            taken_bytes=self._taken_bytes,
+            encoded_bytes=self._batcher.num_bytes,
             last_begun=last.begun if last else 0.0,
             last_finished=last.finished if last else 0.0,
+            server=server,
         )
 
     def close(self) -> None:
@@ -150,8 +181,9 @@ class EncoderWorker:
 
     async def _begin(self, request: EncodeRequest, item: MediaItem, deadline: float) -> EncodeTicket:
         data = await self._fetcher.bytes_of(item)
+        self._taken_bytes += len(data)
         media = Media(item.modality, data, request.processor_options)
-        announced = asyncio.ensure_future(asyncio.to_thread(self._announce, media, request.tenant, deadline))
+        announced = asyncio.ensure_future(asyncio.to_thread(self._announce, media, request, deadline))
         try:
             return await asyncio.shield(announced)
         except asyncio.CancelledError:
@@ -163,18 +195,18 @@ class EncoderWorker:
         if not announced.cancelled() and announced.exception() is None:
             self._server.release(announced.result().transfer_id)
 
-    def _announce(self, media: Media, tenant: str, deadline: float) -> EncodeTicket:
+    def _announce(self, media: Media, request: EncodeRequest, deadline: float) -> EncodeTicket:
         (metadata,) = self._encoder.describe([media])
         if isinstance(metadata, BadMedia):
             raise metadata
-        key = item_key(media.data, media.modality, media.options, self._model, self._encoder.revision, tenant)
+        key = item_key(media.data, media.modality, media.options, self._model, self._encoder.revision, request.tenant)
         ticket = self._ticket(key, metadata)
         # The lease lasts while the request may still ask for the item, however long the queue here is.
         wait_s = deadline - time.monotonic()
         if wait_s <= 0:
             raise DeadlineExceeded("the request's time ended before its media was here")
         self._server.announce(ticket.transfer_id, key, ticket.num_tokens, ticket.width, ticket.dtype, wait_s=wait_s)
-        self._start(key, media, metadata.num_patches, ticket.transfer_id)
+        self._start(key, media, metadata.num_patches, ticket.transfer_id, request.traceparent)
         return ticket
 
     def _ticket(self, key: str, metadata: ItemMetadata) -> EncodeTicket:
@@ -192,7 +224,7 @@ class EncoderWorker:
             fingerprint=self._fingerprint,
         )
 
-    def _start(self, key: str, media: Media, cost: int, transfer_id: str) -> None:
+    def _start(self, key: str, media: Media, cost: int, transfer_id: str, traceparent: str | None) -> None:
         """Publish at once what is cached, join an encoding of the same content, or begin one."""
         with self._lock:
             encoding = self._encodings.get(key)
@@ -213,6 +245,7 @@ class EncoderWorker:
                 cost=cost,
                 wanted=partial(self._wanted, key, encoding),
                 done=partial(self._done, key, encoding),
+                traceparent=traceparent,
             )
         )
 

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.loggers import StatLoggerFactory
 
 from configs import TriptychConfig
 from configs.environment import set_environment
@@ -30,18 +31,28 @@ _SHUTDOWN_TIMEOUT_S = 20.0
 class LanguageModelEngine:
     """A running engine: start in the constructor, `generate`, `check_health`, `close` (idempotent)."""
 
-    def __init__(self, config: TriptychConfig, role: EngineRole, host: str, path: EmbeddingPath | None) -> None:
+    def __init__(
+        self,
+        config: TriptychConfig,
+        role: EngineRole,
+        host: str,
+        path: EmbeddingPath | None,
+        stat_loggers: Sequence[StatLoggerFactory] = (),
+    ) -> None:
         """Start the engine's processes and load the language model.
 
         Args:
             host: address of this node for the KV side channel.
             path: the embedding path, when this engine computes prompts with media.
+            stat_loggers: whom vLLM tells its statistics, besides its own log.
 
         Raises:
             ValueError: an engine argument that vLLM does not take.
         """
         set_environment(engine_environment(config, role, host))
-        self._engine: AsyncLLM | None = AsyncLLM.from_engine_args(engine_args(config, role, path))
+        self._engine: AsyncLLM | None = AsyncLLM.from_engine_args(
+            engine_args(config, role, path), stat_loggers=list(stat_loggers) or None
+        )
 
     async def generate(
         self,

@@ -57,6 +57,7 @@ class PrefillRequest:
     Attributes:
         embeddings: where to fetch each item's embedding, one reference per distinct item key.
         timeout_s: time left for the whole request.
+        traceparent: the caller's place in a trace (W3C Trace Context), if the request is traced.
     """
 
     request_id: str
@@ -65,6 +66,7 @@ class PrefillRequest:
     embeddings: tuple[EmbeddingRef, ...]
     timeout_s: float
     options: GenerateOptions = field(default_factory=GenerateOptions)
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class DecodeRequest:
 
     Attributes:
         embeddings: as for prefill; used only when the prompt is computed here.
+        traceparent: as for prefill.
     """
 
     request_id: str
@@ -94,3 +97,4 @@ class DecodeRequest:
     embeddings: tuple[EmbeddingRef, ...]
     timeout_s: float
     options: GenerateOptions = field(default_factory=GenerateOptions)
+    traceparent: str | None = None

@@ -6,20 +6,24 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
+from vllm.v1.metrics.loggers import StatLoggerFactory
 
 from configs import TriptychConfig, embedding_fingerprint
 from llm_workers.embedding_params import request_params
 from llm_workers.embedding_path import EmbeddingPath
 from llm_workers.engine import LanguageModelEngine
 from llm_workers.engine_config import EngineRole, computes_prompts, stage_settings
+from llm_workers.engine_load import EngineLoad
 from llm_workers.kv_handoff import decode_sampling, prefill_kv_params, prefill_sampling
 from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
+from llm_workers.observer import EngineObserver, NoObserver
+from llm_workers.request_account import RequestAccount
 from transfer import EmbeddingRef, FailureCollector, RetryableError, TriptychError
 
 logger = logging.getLogger(__name__)
@@ -29,11 +33,22 @@ _FAILURE_REPORT_WAIT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LLMStats:
-    """What a worker does and has done. `process_id` tells replicas apart."""
+    """What a worker does and has done. `process_id` tells replicas apart; `kv_cache_use` is from 0 to 1.
+
+    `num_running` counts the requests that the worker has, `num_waiting` those of them that its engine does not compute
+    yet. `num_finished` counts all that ended, those among them that failed or were cancelled included.
+    """
 
     process_id: int
     num_running: int
+    num_waiting: int
     num_finished: int
+    num_failed: int
+    num_cancelled: int
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    embedding_bytes: int
+    kv_cache_use: float
 
 
 class LLMWorker:
@@ -44,11 +59,26 @@ class LLMWorker:
     request); `close` ends the engine, is idempotent and safe after a failed start.
     """
 
-    def __init__(self, config: TriptychConfig, role: EngineRole, host: str) -> None:
+    def __init__(
+        self,
+        config: TriptychConfig,
+        role: EngineRole,
+        host: str,
+        observer: EngineObserver | None = None,
+        stat_loggers: Sequence[StatLoggerFactory] = (),
+    ) -> None:
+        """Start the engine.
+
+        Args:
+            host: address at which other nodes reach this one.
+            observer: is told of every request that ends.
+            stat_loggers: whom vLLM tells its own statistics.
+        """
+        observer = observer or NoObserver()
+        self._account = RequestAccount(observer, computes_prompts=computes_prompts(config, role))
+        self._load = EngineLoad(observer.step_ended)
         self._failures: FailureCollector | None = None
         self._engine: LanguageModelEngine | None = None
-        self._num_running = 0
-        self._num_finished = 0
         path = None
         if config.encoder is not None and computes_prompts(config, role):
             self._failures = FailureCollector()
@@ -60,7 +90,7 @@ class LLMWorker:
                 curve_key_file=str(config.transfer.curve_key_file) if config.transfer.curve_key_file else None,
             )
         try:
-            self._engine = LanguageModelEngine(config, role, host, path)
+            self._engine = LanguageModelEngine(config, role, host, path, [self._load.stat_logger, *stat_loggers])
         except BaseException:
             self.close()
             raise
@@ -104,7 +134,19 @@ class LLMWorker:
 
     def stats(self) -> LLMStats:
         """A moment of this worker."""
-        return LLMStats(os.getpid(), self._num_running, self._num_finished)
+        account, load = self._account, self._load
+        return LLMStats(
+            process_id=os.getpid(),
+            num_running=account.num_running,
+            num_waiting=load.num_waiting,
+            num_finished=account.num_finished + account.num_failed + account.num_cancelled,
+            num_failed=account.num_failed,
+            num_cancelled=account.num_cancelled,
+            num_prompt_tokens=account.num_prompt_tokens,
+            num_generated_tokens=account.num_generated_tokens,
+            embedding_bytes=account.embedding_bytes,
+            kv_cache_use=load.kv_cache_use,
+        )
 
     async def check_health(self) -> None:
         """Raises when the engine is dead."""
@@ -132,20 +174,12 @@ class LLMWorker:
             kv_params=kv_params,
             ec_params=self._ec_params(request.request_id, request.embeddings, request.timeout_s),
         )
-        with self._counted():
+        with self._account.running(request) as progress:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:
+                    progress.output = output
                     await self._raise_if_failed(request.request_id, output)
                     yield output
-
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._num_running += 1
-        try:
-            yield
-        finally:
-            self._num_running -= 1
-            self._num_finished += 1
 
     def _ec_params(
         self, request_id: str, embeddings: tuple[EmbeddingRef, ...], timeout_s: float

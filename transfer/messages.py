@@ -48,13 +48,17 @@ class MediaItem:
 
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
-    """Pipeline to encoder: encode these items. `timeout_s` is the time that remains for the whole request."""
+    """Pipeline to encoder: encode these items. `timeout_s` is the time that remains for the whole request.
+
+    `traceparent` is the caller's place in a trace (W3C Trace Context), if the request is traced.
+    """
 
     request_id: str
     items: tuple[MediaItem, ...]
     processor_options: tuple[tuple[str, OptionValue], ...]
     tenant: str
     timeout_s: float
+    traceparent: str | None = None
 
     def __post_init__(self) -> None:
         _require_positive("timeout_s", self.timeout_s)

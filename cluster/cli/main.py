@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from cluster.cli import ask, check, doctor, keygen, serve
+from cluster.cli import ask, bench, check, doctor, keygen, serve, top
 
 _DESCRIPTION = "Serve multimodal language models with encode, prefill and decode apart."
 
@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line. Each verb sets `run`: a function from its arguments to an exit status."""
     parser = argparse.ArgumentParser(prog="triptych", description=_DESCRIPTION)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for verb in (serve, check, ask, doctor, keygen):
+    for verb in (serve, check, ask, top, bench, doctor, keygen):
         verb.add_arguments(verbs)
     return parser
 

@@ -18,6 +18,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from cluster.ingress.early_errors import EarlyErrorMiddleware
 from cluster.ingress.engine_client import PipelineClient
 from cluster.ingress.media import CONNECTOR_NAME
+from cluster.ingress.observation import RequestObserver
 from cluster.ingress.scope import RequestScopeMiddleware
 from cluster.ingress.status import StatusSource, status_router
 from cluster.ingress.unknown_fields import refuse_unknown_fields
@@ -31,19 +32,26 @@ _TASKS = ("generate",)
 
 
 def build_openai_app(
-    config: TriptychConfig, pipeline: Pipeline, release: Callable[[EmbeddingRef], None], status: StatusSource
+    config: TriptychConfig,
+    pipeline: Pipeline,
+    release: Callable[[EmbeddingRef], None],
+    status: StatusSource,
+    metrics_endpoints: Callable[[], list[str]],
+    observer: RequestObserver,
 ) -> ASGIApp:
     """The application; its state is made in its lifespan, before vLLM's own begins.
 
     Args:
         release: gives up one embedding lease.
         status: gives the statistics of the stages' replicas.
+        metrics_endpoints: where Ray exports metrics, one address per node.
+        observer: takes note of every request.
     """
     set_environment({"VLLM_MEDIA_CONNECTOR": CONNECTOR_NAME})
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(config))
     vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     app: FastAPI = build_app(args, _TASKS, vllm_config.model_config)
-    app.include_router(status_router(config.topology, status))
+    app.include_router(status_router(config.topology, status, metrics_endpoints))
     vllm_lifespan = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
@@ -60,7 +68,7 @@ def build_openai_app(
     app.router.lifespan_context = lifespan
     # Around the application, not `add_middleware`: vLLM's builder has closed its middleware stack already.
     return RequestScopeMiddleware(
-        EarlyErrorMiddleware(app), release, config.limits.deadline_s, TraceWriter(config.ingress.trace_file)
+        EarlyErrorMiddleware(app), release, config.limits.deadline_s, TraceWriter(config.ingress.trace_file), observer
     )
 
 

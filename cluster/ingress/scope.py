@@ -6,15 +6,17 @@ them here, and whatever leases are left at the end are given up here.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.deadline import Deadline
+from cluster.ingress.observation import RequestObserver
+from cluster.ingress.request_id import IdentifiedRequest, refuse_request_id
 from cluster.leases import RequestLeases
 from cluster.pipeline import AskedTickets, RequestContext
+from cluster.request_logs import log_as
 from cluster.trace import RequestTrace, TraceWriter
 from transfer import EmbeddingRef
 
@@ -34,35 +36,55 @@ class RequestScopeMiddleware:
     """ASGI middleware that gives each HTTP request its context."""
 
     def __init__(
-        self, app: ASGIApp, release: Callable[[EmbeddingRef], None], deadline_s: float, traces: TraceWriter
+        self,
+        app: ASGIApp,
+        release: Callable[[EmbeddingRef], None],
+        deadline_s: float,
+        traces: TraceWriter,
+        observer: RequestObserver,
     ) -> None:
         self._app = app
         self._release = release
         self._deadline_s = deadline_s
         self._traces = traces
+        self._observer = observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = uuid.uuid4().hex
+        request = IdentifiedRequest.of(scope)
+        if request is None:
+            await refuse_request_id(send)
+            return
         leases = RequestLeases(self._release)
-        trace = RequestTrace(request_id)
+        trace = RequestTrace(request.request_id)
         trace.mark("arrived")
+        log_as(request.request_id)
+        observation = self._observer.begin(request.request_id, scope["method"], scope["path"], request.traceparent)
+        status: int | None = None
+        complete = False
 
         async def send_traced(message: Message) -> None:
-            if message["type"] == "http.response.body" and message.get("body"):
-                trace.mark("first_byte")
+            nonlocal status, complete
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = request.answered(message)
+            elif message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
+                if message.get("body"):
+                    trace.mark("first_byte")
             await send(message)
 
         asked = AskedTickets()
         deadline = Deadline(self._deadline_s)
-        token = _current.set(RequestContext(request_id, DEFAULT_TENANT, deadline, leases, trace, asked))
+        token = _current.set(RequestContext(request.request_id, DEFAULT_TENANT, deadline, leases, trace, asked))
         try:
-            await self._app(scope, receive, send_traced)
+            await self._app(request.scope, receive, send_traced)
         finally:
             _current.reset(token)
             asked.close()
             leases.close()
             trace.mark("ended")
             self._traces.write(trace)
+            self._observer.end(observation, status, complete, trace.retries)

@@ -18,6 +18,7 @@ import yaml
 from openai import OpenAI
 
 from tests.e2e.media import Picture
+from tests.e2e.otlp_collector import OTLPCollector
 from tests.e2e.servers import Server, reference_server, triptych_server
 
 _TOOL = Path(__file__).parents[2] / "tools" / "make_random_checkpoint.py"
@@ -34,7 +35,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def service_settings(checkpoint: Path) -> dict[str, object]:
+def collector() -> Iterator[OTLPCollector]:
+    """Where the service sends its traces."""
+    collector = OTLPCollector()
+    yield collector
+    collector.close()
+
+
+@pytest.fixture(scope="session")
+def service_settings(checkpoint: Path, collector: OTLPCollector) -> dict[str, object]:
     """Settings of the service under test."""
     engine = {
         "num_replicas": 2,
@@ -50,6 +59,8 @@ def service_settings(checkpoint: Path) -> dict[str, object]:
         "prefill": engine,
         "decode": engine,
         "transfer": {"lease_s": 30},
+        # Traced is what a test asks to be traced.
+        "observability": {"otlp_endpoint": collector.endpoint, "trace_sample_ratio": 0},
         "limits": {
             "items_per_prompt": {"image": 4},
             "item_bytes": "8 MiB",

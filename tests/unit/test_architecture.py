@@ -40,6 +40,10 @@ LIBRARIES_ELSEWHERE = (
     Elsewhere("cluster/ray_stages.py", _VALUES, "names the output value that a stage yields"),
     Elsewhere("cluster/replicas.py", _VALUES, "names the output value that a replica yields"),
     Elsewhere("cluster/trace.py", _VALUES, "names the output value whose moments it notes"),
+    Elsewhere("cluster/cli/bench/load.py", ("vllm.benchmarks",), "vLLM's benchmark client is the load generator"),
+    Elsewhere(
+        "cluster/metrics/engine_logger.py", ("vllm.v1.metrics",), "vLLM's metrics over Ray's, which only cluster knows"
+    ),
     Elsewhere("encoder_workers/vllm_tower.py", ("vllm",), "vLLM's own tower, for models without a native encoder"),
 )
 LONG_FILES: dict[str, str] = {}

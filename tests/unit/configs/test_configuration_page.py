@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 import configs
 from configs import TriptychConfig
-from configs.settings import Settings
+from configs.base import Settings
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
 _BLOCK = re.compile(r"<!-- fields of (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)

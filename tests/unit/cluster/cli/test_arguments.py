@@ -9,7 +9,7 @@ import pytest
 from cluster.cli.main import build_parser, main
 
 
-@pytest.mark.parametrize("verb", ["serve", "check", "ask", "doctor", "keygen"])
+@pytest.mark.parametrize("verb", ["serve", "check", "ask", "top", "bench", "doctor", "keygen"])
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])

@@ -1,0 +1,181 @@
+"""Colocated vLLM against Triptych on the same cores, one after the other, under the same scenarios.
+
+    python -m benchmarks.compare [--scenarios benchmarks/compare.yaml] [--json benchmarks/results/compare.json]
+
+Makes a random checkpoint, serves it with vLLM's own server (one engine with tower and language model), then with
+Triptych as E/P/D and as E/PD, float32 on the CPU, and prints the ratios that matter with the bounds that they are to
+keep. Every server gets the same number of threads for each of its engines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.machine import describe_machine
+from benchmarks.service import running_server, running_service
+from benchmarks.sized_checkpoint import write_sized_checkpoint
+from cluster.cli.bench import run_scenarios
+from cluster.cli.bench.report import table_lines
+from cluster.cli.bench.results import ScenarioResult, percentile
+from configs.scenarios import ScenarioFile, load_scenarios
+
+_MODEL = "sized"
+_MAX_MODEL_LEN = 4096
+_KV_CACHE_MIB = 512
+COLOCATED = "colocated"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A figure of Triptych over the same figure of the colocated server; `bound` is what it may be at most."""
+
+    name: str
+    scenario: str
+    figure: Callable[[ScenarioResult], float]
+    bound: float | None
+
+
+def median_ttft_s(result: ScenarioResult) -> float:
+    """Median time to first token."""
+    return percentile(result.ttfts_s(), 50)
+
+
+def text_tpot_p99_s(result: ScenarioResult) -> float:
+    """The 99th percentile of the time per output token of requests without pictures."""
+    return percentile([r.tpot_s for r in result.good if r.tpot_s is not None and not r.num_images], 99)
+
+
+RATIOS = (
+    Ratio("median TTFT, text", "text", median_ttft_s, None),
+    Ratio("median TTFT, 1 image", "1 image", median_ttft_s, 1.3),
+    Ratio("median TTFT, 4 images", "4 images", median_ttft_s, None),
+    Ratio("median TTFT, repeated images", "repeated images", median_ttft_s, 0.8),
+    Ratio("p99 TPOT of text in an image burst", "image burst", text_tpot_p99_s, 0.6),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--scenarios", type=Path, default=Path(__file__).with_name("compare.yaml"))
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each engine")
+    parser.add_argument("--only", choices=[COLOCATED, "E/P/D", "E/PD"], action="append", help="may be repeated")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    file = load_scenarios(arguments.scenarios)
+    with tempfile.TemporaryDirectory(prefix="triptych-compare-") as name:
+        folder = Path(name)
+        checkpoint = folder / "model"
+        write_sized_checkpoint(checkpoint)
+        targets = {
+            COLOCATED: lambda: _colocated(checkpoint, arguments.threads, folder),
+            "E/P/D": lambda: _triptych(checkpoint, arguments.threads, folder, prefill=True),
+            "E/PD": lambda: _triptych(checkpoint, arguments.threads, folder, prefill=False),
+        }
+        results: dict[str, list[ScenarioResult]] = {}
+        for target, start in targets.items():
+            if arguments.only is None or target in arguments.only:
+                print(f"== {target}", flush=True)
+                with start() as url:
+                    results[target] = list(run_scenarios(url, _MODEL, file, num_warmups=2))
+                print("\n".join(table_lines(results[target], file.slo)), flush=True)
+    print("\n".join(ratio_lines(results)))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(_content(results, file, arguments.threads), indent=1) + "\n")
+    return 0 if all(result.good for target in results.values() for result in target) else 1
+
+
+def ratios(results: Mapping[str, Sequence[ScenarioResult]]) -> Iterator[tuple[Ratio, str, float, float]]:
+    """(ratio, topology, figure of Triptych, figure of the colocated server) of what was measured on both."""
+    colocated = {result.name: result for result in results.get(COLOCATED, ())}
+    for topology, measured in results.items():
+        for ratio in RATIOS:
+            ours = next((result for result in measured if result.name == ratio.scenario), None)
+            if topology != COLOCATED and ours is not None and ratio.scenario in colocated:
+                yield ratio, topology, ratio.figure(ours), ratio.figure(colocated[ratio.scenario])
+
+
+def ratio_lines(results: Mapping[str, Sequence[ScenarioResult]]) -> list[str]:
+    """One line per ratio, with its bound where it has one."""
+    lines = []
+    for ratio, topology, ours, colocated in ratios(results):
+        bound = "" if ratio.bound is None else f"   at most {ratio.bound:g}"
+        lines.append(
+            f"{ratio.name:<36}{topology:<7}{ours * 1e3:>9.1f} ms over {colocated * 1e3:>9.1f} ms ="
+            f"{ours / colocated:>6.2f}{bound}"
+        )
+    return lines
+
+
+@contextlib.contextmanager
+def _colocated(checkpoint: Path, threads: int, folder: Path) -> Iterator[str]:
+    """vLLM's own server: what `vllm serve` starts."""
+    arguments = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--served-model-name", _MODEL]
+    arguments += ["--dtype", "float32", "--max-model-len", str(_MAX_MODEL_LEN), "--enforce-eager"]
+    arguments += ["--kv-cache-memory-bytes", str(_KV_CACHE_MIB * 2**20), "--limit-mm-per-prompt", '{"image": 16}']
+    environment = {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(threads),
+        "TORCH_COMPILE_DISABLE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with running_server(arguments, environment, folder / "colocated.log") as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _triptych(checkpoint: Path, threads: int, folder: Path, *, prefill: bool) -> Iterator[str]:
+    engine = {
+        "num_threads": threads,
+        "kv_cache_bytes": f"{_KV_CACHE_MIB} MiB",
+        "engine_args": {"max_model_len": _MAX_MODEL_LEN, "enforce_eager": True},
+    }
+    settings: dict[str, Any] = {
+        "model": str(checkpoint),
+        "served_model_name": _MODEL,
+        "device": "cpu",
+        "dtype": "float32",
+        "encoder": {"num_threads": threads},
+        "decode": engine,
+        **({"prefill": engine} if prefill else {}),
+    }
+    config = folder / "service.yaml"
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    with running_service(config, folder / "service.log") as url:
+        yield url
+
+
+def _content(results: Mapping[str, Sequence[ScenarioResult]], file: ScenarioFile, threads: int) -> dict[str, Any]:
+    return {
+        "machine": describe_machine(),
+        "threads_per_engine": threads,
+        "ratios": [
+            {
+                "name": ratio.name,
+                "topology": topology,
+                "ours_ms": round(ours * 1e3, 3),
+                "colocated_ms": round(colocated * 1e3, 3),
+                "ratio": round(ours / colocated, 3),
+                "bound": ratio.bound,
+            }
+            for ratio, topology, ours, colocated in ratios(results)
+        ],
+        "targets": {name: [_without_each(result, file) for result in measured] for name, measured in results.items()},
+    }
+
+
+def _without_each(result: ScenarioResult, file: ScenarioFile) -> dict[str, Any]:
+    return {name: value for name, value in result.to_json(file.slo).items() if name != "each"}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,64 @@
+"""How long the stages of a Triptych service waited and computed while something ran, by its own metrics."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+
+from cluster.cli.bench.results import StageTime
+from cluster.metrics import registry
+from cluster.metrics.scrape import Samples, ScrapeFailed, scrape
+
+_TIMEOUT_S = 10.0
+# Replicas tell Ray's exporter what they counted every few seconds.
+_EXPORT_S = 6.0
+
+
+class StageTimes:
+    """The difference between the metrics at two moments. A server that is no Triptych service has none."""
+
+    def __init__(self, base_url: str) -> None:
+        self._endpoints = _endpoints(base_url)
+        self._before = self._read()
+
+    def since_then(self) -> dict[str, StageTime]:
+        """Mean times per stage since this object was made; empty when they cannot be had."""
+        if self._before is None:
+            return {}
+        time.sleep(_EXPORT_S)
+        after = self._read()
+        if after is None:
+            return {}
+        times = {}
+        for stage in ("encoder", "prefill", "decode"):
+            queue_s = _mean(registry.QUEUE_TIME, stage, self._before, after)
+            compute_s = _mean(registry.COMPUTE_TIME, stage, self._before, after)
+            if queue_s is not None and compute_s is not None:
+                times[stage] = StageTime(queue_s, compute_s)
+        return times
+
+    def _read(self) -> Samples | None:
+        try:
+            return scrape(self._endpoints, _TIMEOUT_S) if self._endpoints else None
+        except ScrapeFailed:
+            return None
+
+
+def _mean(metric: registry.Metric, stage: str, before: Samples, after: Samples) -> float | None:
+    def grown(part: str) -> float:
+        name = f"{metric.exported_name}_{part}"
+        return after.total(name, {"stage": stage}) - before.total(name, {"stage": stage})
+
+    return grown("sum") / grown("count") if grown("count") > 0 else None
+
+
+def _endpoints(base_url: str) -> list[str]:
+    try:
+        answer = httpx.get(f"{base_url}/triptych/status", timeout=_TIMEOUT_S)
+    except httpx.HTTPError:
+        return []
+    if answer.status_code != httpx.codes.OK:
+        return []
+    endpoints: list[str] = answer.json().get("metrics_endpoints", [])
+    return endpoints

@@ -1,0 +1,94 @@
+"""What `triptych bench` measures: a server that runs already, or one started for it from a deployment file."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 1800.0
+_STOP_TIMEOUT_S = 120.0
+_POLL_S = 0.5
+
+
+class TargetError(Exception):
+    """The server cannot be asked; the message says why."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server that answers. `base_url` is without `/v1`."""
+
+    base_url: str
+    model: str
+    source: str
+
+    def describe(self) -> dict[str, str]:
+        """For the reports."""
+        return {"target": self.source, "model": self.model}
+
+
+@contextlib.contextmanager
+def open_target(url_or_config: str, model: str | None) -> Iterator[Target]:
+    """The server, for as long as it is needed.
+
+    Raises:
+        TargetError: it does not answer, does not start, or names no model.
+    """
+    if url_or_config.startswith(("http://", "https://")):
+        base_url = url_or_config.rstrip("/").removesuffix("/v1")
+        yield Target(base_url, model or _served_model(base_url), base_url)
+        return
+    with _served(Path(url_or_config)) as base_url:
+        yield Target(base_url, model or _served_model(base_url), url_or_config)
+
+
+@contextlib.contextmanager
+def _served(config: Path) -> Iterator[str]:
+    """`triptych serve` of this file on a free port of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "cluster.cli", "serve", str(config), "--port", str(port)]
+    with tempfile.TemporaryFile("w+b") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            base_url = f"http://127.0.0.1:{port}"
+            if not _answers(process, base_url):
+                log.seek(0)
+                raise TargetError(f"{config} could not be served:\n{log.read().decode(errors='replace')[-4000:]}")
+            yield base_url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(_STOP_TIMEOUT_S)
+
+
+def _answers(process: subprocess.Popen[bytes], base_url: str) -> bool:
+    """Wait until the service is healthy; False when it ended or took too long."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{base_url}/health", timeout=_TIMEOUT_S).is_success:
+                return True
+        time.sleep(_POLL_S)
+    return False
+
+
+def _served_model(base_url: str) -> str:
+    try:
+        models = httpx.get(f"{base_url}/v1/models", timeout=_TIMEOUT_S).raise_for_status().json()["data"]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        raise TargetError(f"no OpenAI server answers at {base_url}: {error}") from error
+    if not models:
+        raise TargetError(f"{base_url} names no model: give --model")
+    return str(models[0]["id"])

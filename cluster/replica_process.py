@@ -1,0 +1,45 @@
+"""What every replica's process has besides its worker: instruments, a tracer, and logs with request ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import ray
+from ray import serve
+
+from cluster.metrics.follower import Reading, StatsFollower
+from cluster.metrics.instruments import Instruments
+from cluster.request_logs import configure_logging
+from cluster.tracing import Tracing
+from configs import ObservabilityConfig
+
+
+class ReplicaProcess:
+    """Made first in a replica, closed last; `close` is idempotent."""
+
+    def __init__(self, stage: str, settings: ObservabilityConfig) -> None:
+        replica = serve.get_replica_context().replica_id.unique_id
+        configure_logging(stage, settings.log_level)
+        self.instruments = Instruments(stage, replica)
+        self.tracing = Tracing(settings, stage, replica)
+        self._follower: StatsFollower | None = None
+
+    def follow(self, read: Callable[[], Sequence[Reading]]) -> None:
+        """Export what `read` gives, once a second from now on."""
+        self._follower = StatsFollower(self.instruments, read)
+
+    def close(self) -> None:
+        """Stop exporting; spans not sent yet are sent."""
+        if self._follower is not None:
+            self._follower.close()
+            self._follower = None
+        self.tracing.close()
+
+
+def metrics_endpoints() -> list[str]:
+    """Where the nodes of this cluster export their metrics, as URLs."""
+    return [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()
+        if node["Alive"] and node["MetricsExportPort"] > 0
+    ]

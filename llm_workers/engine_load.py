@@ -1,0 +1,52 @@
+"""What an engine reports of its load after each step, kept for whoever asks; vLLM's seam for statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vllm.config import VllmConfig
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
+
+
+class EngineLoad:
+    """The last report of one engine. `kv_cache_use` is the part of the KV cache in use, 0 to 1."""
+
+    def __init__(self, on_step: Callable[[int], None]) -> None:
+        """Args: `on_step` takes the number of requests in each step."""
+        self.num_running = 0
+        self.num_waiting = 0
+        self.kv_cache_use = 0.0
+        self._on_step = on_step
+
+    def take(self, stats: SchedulerStats) -> None:
+        """Keep a report."""
+        self.num_running = stats.num_running_reqs
+        self.num_waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
+        self.kv_cache_use = stats.kv_cache_usage
+        if stats.num_running_reqs:
+            self._on_step(stats.num_running_reqs)
+
+    def stat_logger(self, vllm_config: VllmConfig, engine_index: int) -> StatLoggerBase:
+        """What vLLM calls after each step: a factory as its `stat_loggers` take them."""
+        return _LoadLogger(vllm_config, engine_index, self)
+
+
+class _LoadLogger(StatLoggerBase):  # type: ignore[misc]
+    """Hands the scheduler's part of each report on."""
+
+    def __init__(self, vllm_config: VllmConfig, engine_index: int, load: EngineLoad) -> None:
+        self._load = load
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: IterationStats | None,
+        mm_cache_stats: MultiModalCacheStats | None = None,
+        engine_idx: int = 0,
+    ) -> None:
+        if scheduler_stats is not None:
+            self._load.take(scheduler_stats)
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
