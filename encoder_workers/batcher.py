@@ -63,11 +63,24 @@ class _Waiting:
     begun: float
 
 
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cpu").contiguous()
+
+
 class Batcher:
     """Runs an encoder for many callers. `submit` from any thread; `close` lets nothing new in and ends the threads."""
 
-    def __init__(self, encoder: Encoder, max_batch_patches: int, max_wait_s: float, num_prepare_threads: int) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        max_batch_patches: int,
+        max_wait_s: float,
+        num_prepare_threads: int,
+        to_host: Callable[[torch.Tensor], torch.Tensor] = _to_host,
+    ) -> None:
+        """`to_host` brings a finished embedding from the encoder's device to where it will be served from."""
         self._encoder = encoder
+        self._to_host = to_host
         self._max_batch_patches = max_batch_patches
         self._max_wait_s = max_wait_s
         self._prepared: deque[_Waiting] = deque()
@@ -139,7 +152,7 @@ class Batcher:
             return
         try:
             embeddings = self._encoder.forward([waiting.prepared for waiting in batch])
-            tensors = [embedding.tensor.to("cpu").contiguous() for embedding in embeddings]
+            tensors = [self._to_host(embedding.tensor) for embedding in embeddings]
         except Exception as error:  # The edge of this thread: one item's failure must not take the others along.
             logger.exception("a pass over %d items failed", len(batch))
             if len(batch) > 1:

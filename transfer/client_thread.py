@@ -6,15 +6,15 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-import torch
 import zmq
 
 from transfer.channels.base import ReceiveChannel
+from transfer.channels.shm_channel import ShmReceiveChannel
 from transfer.codec import decode, encode
 from transfer.curve import CurveKey
+from transfer.doorbell import Doorbell
 from transfer.errors import (
     Closed,
     DeadlineExceeded,
@@ -27,8 +27,9 @@ from transfer.errors import (
 from transfer.keys import host_id
 from transfer.link import Link
 from transfer.messages import Chunk, EmbeddingRef, FetchReply, FetchRequest, Release, Renew
+from transfer.nearby import Allocate, Arrived, ArrivedFuture, Nearby
 from transfer.rate_limit import LimitedLog
-from transfer.reception import Allocate, Fetch
+from transfer.reception import Fetch
 from transfer.wakeup import WakeUp
 
 _logger = logging.getLogger(__name__)
@@ -41,8 +42,9 @@ _MAX_BATCH = 64
 class _FetchCommand:
     ref: EmbeddingRef
     deadline: float
-    future: "Future[torch.Tensor]"
+    future: ArrivedFuture
     allocate: Allocate
+    in_place: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,12 @@ class ClientThread:
     """Everything but the `submit` methods, `num_pending` and `stop` runs in the thread."""
 
     def __init__(
-        self, fingerprint: str, channels: Sequence[ReceiveChannel], liveness_s: float, curve: CurveKey | None
+        self,
+        fingerprint: str,
+        channels: Sequence[ReceiveChannel],
+        liveness_s: float,
+        curve: CurveKey | None,
+        nearby: Nearby | None,
     ) -> None:
         self._fingerprint = fingerprint
         self._curve = curve
@@ -71,6 +78,8 @@ class ClientThread:
         self._submit_lock = threading.Lock()
         self._stopping = False
         self._wakeup = WakeUp()
+        self._nearby = nearby
+        self._bell = None if nearby is None else Doorbell()
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._links: dict[str, _LinkState] = {}
@@ -86,14 +95,14 @@ class ClientThread:
         self._thread.start()
 
     def submit_fetch(
-        self, ref: EmbeddingRef, deadline: float, future: "Future[torch.Tensor]", allocate: Allocate
+        self, ref: EmbeddingRef, deadline: float, future: ArrivedFuture, allocate: Allocate, in_place: bool
     ) -> bool:
         """Have `ref` fetched into `future`; False when stopped."""
         with self._submit_lock:
             if self._stopping:
                 return False
             self._num_open += 1
-            self._commands.put(_FetchCommand(ref, deadline, future, allocate))
+            self._commands.put(_FetchCommand(ref, deadline, future, allocate, in_place))
         self._wakeup.ring()
         return True
 
@@ -120,12 +129,19 @@ class ClientThread:
             _logger.error("embedding client thread did not stop within %s s", timeout_s)
             return
         self._wakeup.close()
+        if self._bell is not None:
+            self._bell.close()
 
     def _run(self) -> None:
         self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
+        if self._bell is not None:
+            self._poller.register(self._bell.fileno(), zmq.POLLIN)
         try:
             while not self._stopping:
                 ready = {source for source, _ in self._poller.poll(self._poll_timeout_ms())}
+                if self._bell is not None and self._bell.fileno() in ready:
+                    self._bell.clear()
+                    self._look_nearby()
                 self._wakeup.clear()
                 self._take_commands()
                 for state in list(self._links.values()):
@@ -181,7 +197,9 @@ class ClientThread:
             return
         fetch_id, self._next_fetch_id = self._next_fetch_id, self._next_fetch_id + 1
         ref = command.ref
-        self._fetches[fetch_id] = Fetch(fetch_id, ref, command.deadline, command.future, command.allocate)
+        self._fetches[fetch_id] = Fetch(
+            fetch_id, ref, command.deadline, command.future, command.allocate, command.in_place
+        )
         heapq.heappush(self._deadlines, (command.deadline, fetch_id))
         request = FetchRequest(
             fetch_id=fetch_id,
@@ -191,6 +209,7 @@ class ClientThread:
             host_id=host_id(),
             channels=tuple(self._channels),
             timeout_s=timeout_s,
+            bell="" if self._bell is None else self._bell.name,
         )
         frame = encode(request)
         for endpoint in ref.endpoints:
@@ -245,12 +264,21 @@ class ClientThread:
                 taken = fetch.take_chunk(endpoint, message, frames[1].buffer)
             else:
                 taken = fetch.take_reply(endpoint, message, self._channels)
-            tensor = fetch.result() if taken else None
+                if taken and self._nearby is not None and message.channel == ShmReceiveChannel.name:
+                    self._nearby.learn(endpoint, message)
+            arrived = fetch.result() if taken else None
         except TriptychError as error:
             self._finish(fetch.fetch_id, error)
             return
-        if tensor is not None:
-            self._finish(fetch.fetch_id, tensor)
+        if arrived is not None:
+            self._finish(fetch.fetch_id, arrived)
+
+    def _look_nearby(self) -> None:
+        assert self._nearby is not None
+        for fetch_id, fetch in list(self._fetches.items()):
+            outcome = None if fetch.begun else self._nearby.get(fetch.ref, fetch.allocate, fetch.in_place)
+            if outcome is not None:
+                self._finish(fetch_id, outcome)
 
     def _look_after(self, state: _LinkState) -> None:
         reason = state.link.lost_reason()
@@ -274,7 +302,7 @@ class ClientThread:
             _, fetch_id = heapq.heappop(self._deadlines)
             self._finish(fetch_id, DeadlineExceeded("the embedding did not arrive in time"))
 
-    def _finish(self, fetch_id: int, outcome: torch.Tensor | TriptychError) -> None:
+    def _finish(self, fetch_id: int, outcome: Arrived | TriptychError) -> None:
         fetch = self._fetches.pop(fetch_id, None)
         if fetch is None:
             return
@@ -284,7 +312,7 @@ class ClientThread:
                 state.fetch_ids.discard(fetch_id)
         self._resolve(fetch.future, outcome)
 
-    def _resolve(self, future: "Future[torch.Tensor]", outcome: torch.Tensor | TriptychError) -> None:
+    def _resolve(self, future: ArrivedFuture, outcome: Arrived | TriptychError) -> None:
         with self._submit_lock:
             self._num_open -= 1
         if not future.set_running_or_notify_cancel():
