@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import zmq
 
+from transfer.channels.arena_reader import HeldBlock
 from transfer.channels.base import ReceiveChannel
 from transfer.channels.shm_channel import ShmReceiveChannel
 from transfer.codec import decode, encode
@@ -316,6 +317,8 @@ class ClientThread:
         with self._submit_lock:
             self._num_open -= 1
         if not future.set_running_or_notify_cancel():
+            if isinstance(outcome, HeldBlock):
+                outcome.close()
             return
         if isinstance(outcome, TriptychError):
             future.set_exception(outcome)
