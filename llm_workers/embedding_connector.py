@@ -96,7 +96,8 @@ class TriptychConnector(ECConnectorBase):  # type: ignore[misc]
         if params is not None:
             # A request that never waited (all cached, or aborted early) still owns its leases.
             self._start(request.request_id, params)
-            # Its last output was taken, so the steps that loaded for it are over; an aborted one may have some on the way.
+            # Its last output was taken, so the steps that loaded for it are over. An aborted one may have some on the
+            # way.
             ended_itself = request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
             self._needs.finish(request.request_id, all_loaded=ended_itself)
         return False, None

@@ -1,4 +1,4 @@
-"""Memory for embeddings that arrive, used again once their tensors are dropped: fresh pages cost more than the bytes."""
+"""Memory for embeddings that arrive, used again once their tensors are dropped, since fresh pages are expensive."""
 
 import threading
 import weakref

@@ -2,7 +2,6 @@
 
 import heapq
 import logging
-import queue
 import threading
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import zmq
 from transfer.channels.arena_reader import HeldBlock
 from transfer.channels.base import ReceiveChannel
 from transfer.channels.shm_channel import ShmReceiveChannel
+from transfer.client_inbox import FetchCommand, Inbox, SendCommand
 from transfer.codec import decode, encode
 from transfer.curve import CurveKey
 from transfer.doorbell import Doorbell
@@ -27,31 +27,15 @@ from transfer.errors import (
 )
 from transfer.keys import host_id
 from transfer.link import Link
-from transfer.messages import Chunk, EmbeddingRef, FetchReply, FetchRequest, Release, Renew
-from transfer.nearby import Allocate, Arrived, ArrivedFuture, Nearby
+from transfer.messages import Chunk, FetchReply, FetchRequest
+from transfer.nearby import Arrived, ArrivedFuture, Nearby
 from transfer.rate_limit import LimitedLog
 from transfer.reception import Fetch
-from transfer.wakeup import WakeUp
 
 _logger = logging.getLogger(__name__)
 _IDLE_POLL_S = 1.0
 _MAX_BATCH = 64
 """Most messages taken from one link before the others and the timers are looked at again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _FetchCommand:
-    ref: EmbeddingRef
-    deadline: float
-    future: ArrivedFuture
-    allocate: Allocate
-    in_place: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _SendCommand:
-    message: Release | Renew
-    endpoints: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -61,7 +45,7 @@ class _LinkState:
 
 
 class ClientThread:
-    """Everything but the `submit` methods, `num_pending` and `stop` runs in the thread."""
+    """Everything but `submit`, `num_pending` and `stop` runs in the thread."""
 
     def __init__(
         self,
@@ -75,10 +59,7 @@ class ClientThread:
         self._curve = curve
         self._channels = {channel.name: channel for channel in channels}
         self._liveness_s = liveness_s
-        self._commands: queue.SimpleQueue[_FetchCommand | _SendCommand] = queue.SimpleQueue()
-        self._submit_lock = threading.Lock()
-        self._stopping = False
-        self._wakeup = WakeUp()
+        self._inbox = Inbox()
         self._nearby = nearby
         self._bell = None if nearby is None else Doorbell()
         self._context = zmq.Context()
@@ -87,7 +68,6 @@ class ClientThread:
         self._fetches: dict[int, Fetch] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._next_fetch_id = 1
-        self._num_open = 0
         self._log = LimitedLog(_logger)
         self._thread = threading.Thread(target=self._run, name="embedding-client", daemon=True)
 
@@ -95,55 +75,37 @@ class ClientThread:
         """Begin to take commands."""
         self._thread.start()
 
-    def submit_fetch(
-        self, ref: EmbeddingRef, deadline: float, future: ArrivedFuture, allocate: Allocate, in_place: bool
-    ) -> bool:
-        """Have `ref` fetched into `future`; False when stopped."""
-        with self._submit_lock:
-            if self._stopping:
-                return False
-            self._num_open += 1
-            self._commands.put(_FetchCommand(ref, deadline, future, allocate, in_place))
-        self._wakeup.ring()
-        return True
-
-    def submit(self, message: Release | Renew, endpoints: tuple[str, ...]) -> None:
-        """Have a message that is not answered sent to every endpoint; nothing when stopped."""
-        with self._submit_lock:
-            if not self._stopping:
-                self._commands.put(_SendCommand(message, endpoints))
-        self._wakeup.ring()
+    def submit(self, command: FetchCommand | SendCommand) -> bool:
+        """Have it done; False when stopped."""
+        return self._inbox.put(command)
 
     @property
     def num_pending(self) -> int:
         """Fetches submitted and not ended."""
-        with self._submit_lock:
-            return self._num_open
+        return self._inbox.num_open_fetches
 
     def stop(self, timeout_s: float) -> None:
         """End the thread; every pending fetch ends with Closed."""
-        with self._submit_lock:
-            self._stopping = True
-        self._wakeup.ring()
+        self._inbox.close()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             _logger.error("embedding client thread did not stop within %s s", timeout_s)
             return
-        self._wakeup.close()
+        self._inbox.give_back()
         if self._bell is not None:
             self._bell.close()
 
     def _run(self) -> None:
-        self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
+        self._poller.register(self._inbox.fileno(), zmq.POLLIN)
         if self._bell is not None:
             self._poller.register(self._bell.fileno(), zmq.POLLIN)
         try:
-            while not self._stopping:
+            while not self._inbox.closed:
                 ready = {source for source, _ in self._poller.poll(self._poll_timeout_ms())}
                 if self._bell is not None and self._bell.fileno() in ready:
                     self._bell.clear()
                     self._look_nearby()
-                self._wakeup.clear()
+                self._inbox.clear_wakeup()
                 self._take_commands()
                 for state in list(self._links.values()):
                     if state.link.socket in ready:
@@ -156,19 +118,14 @@ class ClientThread:
             # The process edge: without this thread no fetch would ever end, so all of them end now.
             _logger.exception("embedding client thread failed")
         finally:
-            with self._submit_lock:
-                self._stopping = True
+            self._inbox.close()
             self._shut_down()
 
     def _shut_down(self) -> None:
         for fetch_id in list(self._fetches):
             self._finish(fetch_id, Closed("the embedding client was closed"))
-        while True:
-            try:
-                command = self._commands.get_nowait()
-            except queue.Empty:
-                break
-            if isinstance(command, _FetchCommand):
+        while (command := self._inbox.take()) is not None:
+            if isinstance(command, FetchCommand):
                 self._resolve(command.future, Closed("the embedding client was closed"))
         for state in list(self._links.values()):
             state.link.close()
@@ -181,17 +138,13 @@ class ClientThread:
         return max(0, int(min(_IDLE_POLL_S, wait_s) * 1000) + 1)
 
     def _take_commands(self) -> None:
-        while True:
-            try:
-                command = self._commands.get_nowait()
-            except queue.Empty:
-                return
-            if isinstance(command, _FetchCommand):
+        while (command := self._inbox.take()) is not None:
+            if isinstance(command, FetchCommand):
                 self._begin(command)
             else:
                 self._send(command)
 
-    def _begin(self, command: _FetchCommand) -> None:
+    def _begin(self, command: FetchCommand) -> None:
         timeout_s = command.deadline - time.monotonic()
         if timeout_s <= 0:
             self._resolve(command.future, DeadlineExceeded("no time left to fetch"))
@@ -222,7 +175,7 @@ class ClientThread:
                 self._finish(fetch_id, EncoderLost(f"encoder at {endpoint}: {error}"))
                 return
 
-    def _send(self, command: _SendCommand) -> None:
+    def _send(self, command: SendCommand) -> None:
         for endpoint in command.endpoints:
             try:
                 self._link(endpoint).link.send(encode(command.message))
@@ -314,8 +267,7 @@ class ClientThread:
         self._resolve(fetch.future, outcome)
 
     def _resolve(self, future: ArrivedFuture, outcome: Arrived | TriptychError) -> None:
-        with self._submit_lock:
-            self._num_open -= 1
+        self._inbox.fetch_ended()
         if not future.set_running_or_notify_cancel():
             if isinstance(outcome, HeldBlock):
                 outcome.close()

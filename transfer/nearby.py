@@ -50,8 +50,7 @@ class Nearby:
                 return None
             found.append((region, listing))
         try:
-            if sum(listing.num_bytes for _, listing in found) != ref.expected_bytes:
-                raise ProtocolError(f"the parts of transfer {ref.transfer_id} do not add up to {ref.expected_bytes}")
+            _check_rows(ref, [listing for _, listing in found])
             if in_place and len(found) == 1:
                 return self._hold(ref, *found[0])
             return self._copy(ref, found, allocate)
@@ -72,16 +71,23 @@ class Nearby:
     def _copy(self, ref: EmbeddingRef, found: list[tuple[str, Listing]], allocate: Allocate) -> torch.Tensor:
         row_bytes = ref.width * DTYPE_BYTES[ref.dtype]
         buffer = allocate(ref.expected_bytes)
-        end = 0
-        for region, listing in sorted(found, key=lambda part: part[1].row_start):
+        for region, listing in found:
             start = listing.row_start * row_bytes
-            if start != end and listing.num_bytes:
-                raise ProtocolError(f"the parts of transfer {ref.transfer_id} leave a gap or overlap at byte {end}")
-            end = start + listing.num_bytes
-            target = buffer[start:end]
+            target = buffer[start : start + listing.num_bytes]
             self._reader.copy(region, listing.offset, listing.block_id, target)
             _verify(ref, listing, target)
         return buffer_to_tensor(buffer, (ref.num_tokens, ref.width), ref.dtype)
+
+
+def _check_rows(ref: EmbeddingRef, listings: list[Listing]) -> None:
+    """Raise ProtocolError unless the parts hold every row exactly once."""
+    row_bytes, end = ref.width * DTYPE_BYTES[ref.dtype], 0
+    for listing in sorted(listings, key=Listing.first_row) if len(listings) > 1 else listings:
+        if listing.row_start * row_bytes != end:
+            raise ProtocolError(f"the parts of transfer {ref.transfer_id} leave a gap or overlap at byte {end}")
+        end += listing.num_bytes
+    if end != ref.expected_bytes:
+        raise ProtocolError(f"the parts of transfer {ref.transfer_id} add up to {end}, not {ref.expected_bytes} bytes")
 
 
 def _verify(ref: EmbeddingRef, listing: Listing, data: memoryview) -> None:

@@ -1,6 +1,6 @@
 """The board at the head of an arena: which transfers lie where in it, so that readers on this host need not ask.
 
-    slot:  transfer id 16 | block id 16 | offset 8 | length 8 | first row 4 | checksum 4 | whether there is one 4 | CRC 4
+    slot:  transfer id 16 | block id 16 | offset 8 | length 8 | first row 4 | checksum 4 | has checksum 4 | CRC 4
 
 One process writes, any number read without a lock. A slot that is read while it changes fails its CRC or names another
 transfer; ids are never reused. A transfer that finds its set of slots full is not listed, and is asked for instead.
@@ -30,6 +30,10 @@ class Listing(NamedTuple):
     num_bytes: int
     row_start: int
     checksum: int | None
+
+    def first_row(self) -> int:
+        """`row_start`, as a key to sort by."""
+        return self.row_start
 
 
 class Board:

@@ -66,9 +66,7 @@ class ShmSendChannel(SendChannel):
         """One segment: the arena's file name under /dev/shm, the offset of the payload in it, and its block."""
         row_end = payload.row_start + payload.num_rows
         return (
-            Segment(
-                payload.row_start, row_end, payload.num_bytes, payload.region, payload.offset, payload.block_id
-            ),
+            Segment(payload.row_start, row_end, payload.num_bytes, payload.region, payload.offset, payload.block_id),
         )
 
     def chunks(self, fetch_id: int, payload: Payload) -> Iterator[tuple[Chunk, memoryview]]:
@@ -78,9 +76,7 @@ class ShmSendChannel(SendChannel):
     def advertise(self, transfer_id: str, payload: Payload) -> None:
         """List the transfer on the arena's board, if its payload is in the arena."""
         if payload.region == self._arena.name:
-            listing = Listing(
-                payload.block_id, payload.offset, payload.num_bytes, payload.row_start, payload.checksum
-            )
+            listing = Listing(payload.block_id, payload.offset, payload.num_bytes, payload.row_start, payload.checksum)
             self._arena.board.put(transfer_id, listing)
 
     def withdraw(self, transfer_id: str) -> None:

@@ -103,7 +103,7 @@ def test_what_is_held_survives_the_end_of_its_owner(reader: ArenaReader) -> None
     arena.close()
     reader.close()
     assert bytes(held.memory) == bytes([4]) * FULL
-    with open(held.path, "rb") as file:
+    with Path(held.path).open("rb") as file:
         file.seek(held.offset)
         assert file.read(FULL) == bytes([4]) * FULL
     held.close()
