@@ -1,7 +1,7 @@
 """Measures how fast embeddings get from an encoder's process to another: our channels and what they are compared with.
 
-Producer and consumer are separate processes of this machine. The peers of one size take turns, so that other work on the
-machine meets them alike. Times are taken from asking to having the bytes in memory of the consumer:
+Producer and consumer are separate processes of this machine. The peers of one size take turns, so that other work on
+the machine meets them alike. Times are taken from asking to having the bytes in memory of the consumer:
 
 - fetch: the embedding has been ready at the producer for a while.
 - handover: the tensor has just been computed. The producer is told to give it, tells when it has, and it is fetched.

@@ -49,8 +49,8 @@ def heading(machine: Machine) -> list[str]:
     lines = [f"{machine.name}; torch {machine.torch}; load {machine.load:.1f}"]
     if machine.load > machine.num_cpus + 1:
         lines += [
-            f"Other work ran on this machine (load {machine.load:.0f} on {machine.num_cpus} cores), so absolute times are",
-            "too long. The peers took turns, so it met them alike.",
+            f"Other work ran on this machine (load {machine.load:.0f} on {machine.num_cpus} cores), so absolute times",
+            "are too long. The peers took turns, so it met them alike.",
         ]
     return lines
 
