@@ -1,9 +1,12 @@
 """Measures how fast embeddings get from an encoder's process to another: our channels and what they are compared with.
 
-Producer and consumer are separate processes of this machine. Two times are taken:
+Producer and consumer are separate processes of this machine. The peers of one size take turns, so that other work on
+the machine meets them alike. Times are taken from asking to having the bytes in memory of the consumer:
 
-- fetch: the embedding is ready at the producer; from asking for it to having it.
-- handover: the tensor has just been computed; from telling the producer to having it at the consumer.
+- fetch: the embedding has been ready at the producer for a while.
+- handover: the tensor has just been computed. The producer is told to give it, tells when it has, and it is fetched.
+- parked: the fetch is there first and nothing else tells when the tensor is: our channels only.
+- busy: as fetch and parked, while the producer's process computes.
 
 Usage: python -m benchmarks.transfer [--out benchmarks/results/transfer.json] [--sizes 65536 ...] [--seconds 1.0]
 """
@@ -18,143 +21,143 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.machine import describe_machine
-
-if TYPE_CHECKING:
-    from benchmarks.transfer_peers import Consumer
+from benchmarks.transfer_peers import PEERS, Consumer, consumer_of, producer_of
+from benchmarks.transfer_report import Machine, Result, heading, picture, ratios, table
 
 WIDTH = 2048
 SIZES = [64 * 1024 << shift for shift in range(0, 11, 2)]
-PEERS = ("memcpy", "socket", "zmq", "shm", "nixl", "ec_example")
-_MIN_ROUNDS = 8
-_MAX_ROUNDS = 400
+BUSY_BYTES = 64 * 1024
+_TURNS = 6
+_MIN_ROUNDS = 12
+_MAX_ROUNDS = 600
 _WAIT_S = 60.0
 
 
-@dataclass(frozen=True)
-class Result:
-    """Times of one peer at one size, in seconds; bandwidth follows from the median."""
+class Run:
+    """One peer at one size: its producer's process, its consumer, and the times taken so far."""
 
-    peer: str
-    kind: str
-    num_bytes: int
-    num_rounds: int
-    p50_s: float
-    p99_s: float
+    def __init__(self, peer: str, num_bytes: int, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.peer, self.num_bytes = peer, num_bytes
+        self.times: dict[str, list[float]] = {}
+        self._pipe, far = context.Pipe()
+        self._process = context.Process(target=produce, args=(peer, num_bytes, folder, far))
+        self._process.start()
+        self.consumer: Consumer = consumer_of(peer)(_receive(self._pipe), num_bytes)
+        self._item = _ask(self._pipe, "prepare")
+        _ask(self._pipe, "publish")
+        self.consumer.expect(self._item)
+        _check(self.consumer.collect(), num_bytes)
 
-    @property
-    def bytes_per_s(self) -> float:
-        return self.num_bytes / self.p50_s
+    def kinds(self) -> dict[str, Callable[[], float]]:
+        """What can be measured of this peer."""
+        found: dict[str, Callable[[], float]] = {}
+        if self.consumer.has_fetch:
+            found["fetch"] = self._fetch
+        if self.consumer.has_handover:
+            found["handover"] = self._handover
+        if self.consumer.parks:
+            found["parked"] = self._parked
+            if self.num_bytes == BUSY_BYTES:
+                found |= {"busy fetch": self._fetch, "busy parked": self._parked}
+        return found
 
+    def take_turn(self, kind: str, one: Callable[[], float], seconds: float, max_rounds: int) -> None:
+        """Some rounds of one kind."""
+        if kind.startswith("busy"):
+            _ask(self._pipe, "compute")
+        for _ in range(3):
+            one()
+        times = self.times.setdefault(kind, [])
+        end = time.monotonic() + seconds
+        for number in range(max_rounds):
+            if number >= _MIN_ROUNDS / _TURNS and time.monotonic() > end:
+                break
+            times.append(one())
+        if kind.startswith("busy"):
+            _ask(self._pipe, "rest")
 
-@dataclass(frozen=True)
-class Machine:
-    """What the figures depend on besides the code; `load` is the mean of the last minute."""
+    def close(self) -> None:
+        """End both ends."""
+        self.consumer.close()
+        self._pipe.send("stop")
+        self._process.join(_WAIT_S)
+        self._process.kill()
+        self._process.join()
 
-    name: str
-    num_cpus: int
-    load: float
-    torch: str
+    def _fetch(self) -> float:
+        started = time.perf_counter()
+        self.consumer.expect(self._item)
+        self.consumer.collect()
+        return time.perf_counter() - started
 
+    def _handover(self) -> float:
+        item = _ask(self._pipe, "prepare")
+        started = time.perf_counter()
+        _ask(self._pipe, "publish")
+        self.consumer.expect(item)
+        self.consumer.collect()
+        seconds = time.perf_counter() - started
+        self.consumer.done(item)
+        return seconds
 
-def measure(peer: str, num_bytes: int, seconds: float, folder: Path) -> list[Result]:
-    """Both times of one peer at one size, where it has them."""
-    from benchmarks.transfer_peers import CONSUMERS
-
-    near, far = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=produce, args=(peer, num_bytes, folder, far))
-    process.start()
-    try:
-        consumer = CONSUMERS[peer](_receive(near), num_bytes)
-        results = []
-        item = _ask(near, "prepare")
-        _ask(near, "publish")
-        consumer.expect(item)
-        _check(consumer.collect(), num_bytes)
-
-        def fetch() -> None:
-            consumer.expect(item)
-            consumer.collect()
-
-        if consumer.has_fetch:
-            results.append(_summary(peer, "fetch", num_bytes, _rounds(lambda: _timed(fetch), seconds)))
-        if consumer.has_handover:
-            rounds = _rounds(lambda: _handover(consumer, near), seconds)
-            results.append(_summary(peer, "handover", num_bytes, rounds))
-        consumer.close()
-        near.send("stop")
-        process.join(_WAIT_S)
-        return results
-    finally:
-        process.kill()
-        process.join()
+    def _parked(self) -> float:
+        item = _ask(self._pipe, "prepare")
+        started = time.perf_counter()
+        self.consumer.expect(item)
+        self._pipe.send("publish")
+        self.consumer.collect()
+        seconds = time.perf_counter() - started
+        _receive(self._pipe)
+        self.consumer.done(item)
+        return seconds
 
 
 def produce(peer: str, num_bytes: int, folder: Path, pipe: Connection) -> None:
     """The producer's process: does what it is told until it is told to stop."""
-    from benchmarks.transfer_peers import PRODUCERS
-
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(num_bytes)
     tensor = torch.randn(num_bytes // (WIDTH * 4), WIDTH, generator=generator)
-    producer = PRODUCERS[peer](tensor, folder)
+    producer = producer_of(peer)(tensor, folder)
+    busy = threading.Event()
+    commands: dict[str, Callable[[], object]] = {
+        "prepare": producer.prepare,
+        "publish": producer.publish,
+        "compute": lambda: _start_computing(busy),
+        "rest": busy.clear,
+    }
     pipe.send(producer.address)
     while (command := pipe.recv()) != "stop":
-        pipe.send(producer.prepare() if command == "prepare" else producer.publish())
+        pipe.send(commands[command]())
+    busy.clear()
     producer.close()
+
+
+def _start_computing(busy: threading.Event) -> None:
+    """Layers of a tower's size, one after another, on a thread of this process."""
+
+    def compute() -> None:
+        hidden, weight = torch.randn(256, 1024), torch.randn(1024, 1024) / 32
+        while busy.is_set():
+            hidden = torch.nn.functional.layer_norm(torch.nn.functional.gelu(hidden @ weight), (1024,))
+
+    busy.set()
+    threading.Thread(target=compute, daemon=True).start()
 
 
 def _check(tensor: torch.Tensor, num_bytes: int) -> None:
     generator = torch.Generator().manual_seed(num_bytes)
     expected = torch.randn(num_bytes // (WIDTH * 4), WIDTH, generator=generator)
     assert torch.equal(tensor.view(torch.float32).view(expected.shape), expected), "the bytes that arrived are others"
-
-
-def _handover(consumer: Consumer, pipe: Connection) -> float:
-    item = _ask(pipe, "prepare")
-    started = time.perf_counter()
-    if consumer.parks:
-        consumer.expect(item)
-        pipe.send("publish")
-    else:
-        _ask(pipe, "publish")
-        consumer.expect(item)
-    consumer.collect()
-    seconds = time.perf_counter() - started
-    if consumer.parks:
-        _receive(pipe)
-    consumer.done(item)
-    return seconds
-
-
-def _timed(call: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def _rounds(one: Callable[[], float], seconds: float) -> list[float]:
-    for _ in range(3):
-        one()
-    times: list[float] = []
-    end = time.monotonic() + seconds
-    while len(times) < _MIN_ROUNDS or (len(times) < _MAX_ROUNDS and time.monotonic() < end):
-        times.append(one())
-    return times
-
-
-def _summary(peer: str, kind: str, num_bytes: int, times: list[float]) -> Result:
-    p99 = sorted(times)[min(len(times) - 1, round(0.99 * len(times)))]
-    return Result(peer, kind, num_bytes, len(times), statistics.median(times), p99)
 
 
 def _ask(pipe: Connection, command: str) -> object:
@@ -168,67 +171,26 @@ def _receive(pipe: Connection) -> object:
     return answer
 
 
-def heading(machine: Machine) -> list[str]:
-    """Where it was measured, and whether the figures can be believed."""
-    lines = [f"{machine.name}; torch {machine.torch}"]
-    if machine.load > machine.num_cpus:
-        lines += [
-            f"NOT COMPARABLE: other work ran on this machine (load {machine.load:.0f} on {machine.num_cpus} cores).",
-            "The peers were measured one after another, so differences below a factor of several may be that work's.",
-        ]
-    return lines
-
-
-def table(results: list[Result]) -> list[str]:
-    """The results for people, by time and size."""
-    lines = [f"{'kind':9} {'size':>9}  {'peer':10} {'p50 ms':>9} {'p99 ms':>9} {'GB/s':>7} {'rounds':>6}"]
-    for kind in ("fetch", "handover"):
-        for num_bytes in sorted({result.num_bytes for result in results}):
-            lines.append("")
-            for result in results:
-                if (result.kind, result.num_bytes) == (kind, num_bytes):
-                    times = f"{result.p50_s * 1e3:9.3f} {result.p99_s * 1e3:9.3f} {result.bytes_per_s / 1e9:7.2f}"
-                    lines.append(f"{kind:9} {num_bytes // 1024:>5} KiB  {result.peer:10} {times} {result.num_rounds:6}")
-    return lines
-
-
-def ratios(results: list[Result]) -> list[str]:
-    """What the channels are held to."""
-    p50 = {(result.peer, result.kind, result.num_bytes): result.p50_s for result in results}
-    wanted = [
-        ("zmq", "socket", "fetch", 0.75, 4 * 2**20),
-        ("shm", "nixl", "fetch", 1.0, 0),
-        ("shm", "nixl", "handover", 1.0, 0),
-        ("shm", "ec_example", "handover", 3.0, 0),
-    ]
-    lines = []
-    for ours, other, kind, target, min_bytes in wanted:
-        for num_bytes in sorted({result.num_bytes for result in results}):
-            pair = (ours, kind, num_bytes), (other, kind, num_bytes)
-            if num_bytes >= min_bytes and all(key in p50 for key in pair):
-                ratio = p50[pair[1]] / p50[pair[0]]
-                verdict = "reached" if ratio >= target else "missed"
-                text = f"{ours} / {other} ({kind}) at {num_bytes // 1024} KiB"
-                lines.append(f"{text:45} {ratio:6.2f}  target {target:.2f}  {verdict}")
-    return lines
-
-
-def plot(results: list[Result], path: Path) -> bool:
-    """A picture of bandwidth by size, where matplotlib is installed."""
+def measure(peers: list[str], num_bytes: int, seconds: float, folder: Path) -> list[Result]:
+    """All times of all peers at one size."""
+    runs: list[Run] = []
     try:
-        from matplotlib import pyplot
-    except ImportError:
-        return False
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True)
-    for axis, kind in zip(axes, ("fetch", "handover"), strict=True):
-        for peer in PEERS:
-            points = [(r.num_bytes, r.bytes_per_s / 1e9) for r in results if (r.peer, r.kind) == (peer, kind)]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", label=peer)
-        axis.set(xscale="log", yscale="log", xlabel="bytes", ylabel="GB/s", title=kind)
-        axis.legend()
-    figure.savefig(path)
-    return True
+        runs += [Run(peer, num_bytes, folder) for peer in peers]
+        for _ in range(_TURNS):
+            for kind in ("fetch", "handover", "parked", "busy fetch", "busy parked"):
+                for run in runs:
+                    if one := run.kinds().get(kind):
+                        run.take_turn(kind, one, seconds / _TURNS, _MAX_ROUNDS // _TURNS)
+    finally:
+        for run in runs:
+            run.close()
+    return [_summary(run, kind) for run in runs for kind in run.times]
+
+
+def _summary(run: Run, kind: str) -> Result:
+    times = sorted(run.times[kind])
+    p99 = times[min(len(times) - 1, round(0.99 * len(times)))]
+    return Result(run.peer, kind, run.num_bytes, len(times), statistics.median(times), p99)
 
 
 def main() -> int:
@@ -243,9 +205,8 @@ def main() -> int:
     # In memory, which is the best case for the peer that goes through files.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         for num_bytes in arguments.sizes:
-            for peer in arguments.peers:
-                results += measure(peer, num_bytes, arguments.seconds, Path(folder))
-                print(f"{peer} at {num_bytes // 1024} KiB done", file=sys.stderr, flush=True)
+            results += measure(list(arguments.peers), num_bytes, arguments.seconds, Path(folder))
+            print(f"{num_bytes // 1024} KiB done", file=sys.stderr, flush=True)
     machine = Machine(describe_machine(), len(os.sched_getaffinity(0)), os.getloadavg()[0], torch.__version__)
     lines = [*heading(machine), "", *table(results), "", *ratios(results)]
     print("\n".join(lines))
@@ -253,7 +214,7 @@ def main() -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps({"machine": dataclasses.asdict(machine), "results": rows}, indent=1) + "\n")
     arguments.out.with_suffix(".txt").write_text("\n".join(lines) + "\n")
-    plot(results, arguments.out.with_suffix(".png"))
+    arguments.out.with_suffix(".svg").write_text(picture(results))
     return 0
 
 

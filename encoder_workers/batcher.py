@@ -90,6 +90,10 @@ class _Waiting:
     times: ItemTimes
 
 
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("cpu").contiguous()
+
+
 class Batcher:
     """Runs an encoder for many callers. `submit` from any thread; `close` lets nothing new in and ends the threads."""
 
@@ -99,10 +103,15 @@ class Batcher:
         max_batch_patches: int,
         max_wait_s: float,
         num_prepare_threads: int,
+        to_host: Callable[[torch.Tensor], torch.Tensor] = _to_host,
         on_pass: Callable[[BatchTimes], None] = _ignore,
     ) -> None:
-        """Args: `on_pass` is called after each pass, on the tower's thread; it must not block."""
+        """Args:
+        to_host: brings a finished embedding from the encoder's device to where it will be served from.
+        on_pass: called after each pass, on the tower's thread; it must not block.
+        """
         self._encoder = encoder
+        self._to_host = to_host
         self._on_pass = on_pass
         self._max_batch_patches = max_batch_patches
         self._max_wait_s = max_wait_s
@@ -190,7 +199,7 @@ class Batcher:
         pass_begun = time.monotonic()
         try:
             embeddings = self._encoder.forward([waiting.prepared for waiting in batch])
-            tensors = [embedding.tensor.to("cpu").contiguous() for embedding in embeddings]
+            tensors = [self._to_host(embedding.tensor) for embedding in embeddings]
         except Exception as error:  # The edge of this thread: one item's failure must not take the others along.
             logger.exception("a pass over %d items failed", len(batch))
             if len(batch) > 1:

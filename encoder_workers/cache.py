@@ -48,5 +48,16 @@ class EmbeddingCache:
             self._entries[key] = tensor
             self._held_bytes += tensor.nbytes
             while self._held_bytes > self._budget_bytes:
-                _, evicted = self._entries.popitem(last=False)
-                self._held_bytes -= evicted.nbytes
+                self._evict()
+
+    def evict(self) -> bool:
+        """Give up the least recently used entry; False when there is none."""
+        with self._lock:
+            return self._evict()
+
+    def _evict(self) -> bool:
+        if not self._entries:
+            return False
+        _, evicted = self._entries.popitem(last=False)
+        self._held_bytes -= evicted.nbytes
+        return True

@@ -98,6 +98,7 @@ class EncoderWorker:
         self._settings = config.encoder
         self._model = config.model
         self._fingerprint = embedding_fingerprint(config)
+        self._arena_bytes = config.transfer.arena_bytes
         # First, since what it finds wrong is quickly said.
         self._server = start_server(config, host, self._fingerprint)
         if config.device == "cpu":
@@ -127,6 +128,7 @@ class EncoderWorker:
             config.encoder.max_batch_tokens,
             config.encoder.max_batch_wait_s,
             config.encoder.num_threads,
+            self._to_host,
             on_pass,
         )
 
@@ -264,6 +266,13 @@ class EncoderWorker:
             del self._encodings[key]
             transfers = set(encoding.transfers)
         self._finish(transfers, outcome)
+
+    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Written once, to where every transfer of it and the cache share it; cached items make room if need be."""
+        while (placed := self._server.place(tensor)) is None:
+            if tensor.nbytes >= self._arena_bytes or not self._cache.evict():
+                return tensor.to("cpu").contiguous()
+        return placed
 
     def _finish(self, transfers: set[str], outcome: Outcome) -> None:
         for transfer_id in transfers:

@@ -1,8 +1,8 @@
 """vLLM's encoder-cache connector that fetches embeddings from Triptych's encoders.
 
-The scheduler side fetches into host shared memory and defers a request until its items are there; the worker side, in
-every tensor-parallel worker, copies them from that memory into the engine's encoder cache. vLLM loads this file by
-`ec_connector_module_path`. A request carries what
+The scheduler side fetches into host shared memory, or holds what an encoder on this host wrote there, and defers a
+request until its items are there; the worker side, in every tensor-parallel worker, copies them from that memory into
+the engine's encoder cache. vLLM loads this file by `ec_connector_module_path`. A request carries what
 `embedding_params.request_params` builds.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorMetadata, ECConnectorRole
 from vllm.platforms import current_platform
+from vllm.v1.request import RequestStatus
 
 from llm_workers.embedding_needs import EmbeddingNeeds
 from llm_workers.embedding_params import parse_params
@@ -95,7 +96,10 @@ class TriptychConnector(ECConnectorBase):  # type: ignore[misc]
         if params is not None:
             # A request that never waited (all cached, or aborted early) still owns its leases.
             self._start(request.request_id, params)
-            self._needs.finish(request.request_id)
+            # Its last output was taken, so the steps that loaded for it are over. An aborted one may have some on the
+            # way.
+            ended_itself = request.status in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
+            self._needs.finish(request.request_id, all_loaded=ended_itself)
         return False, None
 
     def _start(self, request_id: str, params: dict[str, Any]) -> None:

@@ -13,15 +13,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
-
 from llm_workers.embedding_params import EmbeddingParams
-from llm_workers.embedding_segment import Segment
+from llm_workers.embedding_segment import LentBlock, Segment
 from llm_workers.embedding_store import EmbeddingStore
+from transfer import ArrivedFuture, HeldBlock
 from transfer.errors import DeadlineExceeded, EmbeddingNotFound, TriptychError
 from transfer.messages import EmbeddingRef
 
@@ -31,9 +29,9 @@ logger = logging.getLogger(__name__)
 class Fetcher(Protocol):
     """What this file needs of `transfer.EmbeddingClient`."""
 
-    def fetch(
+    def fetch_in_place(
         self, ref: EmbeddingRef, timeout_s: float, allocate: Callable[[int], memoryview]
-    ) -> Future[torch.Tensor]: ...
+    ) -> ArrivedFuture: ...
 
     def release(self, ref: EmbeddingRef) -> None: ...
 
@@ -57,7 +55,7 @@ class _Request:
 class _Fetch:
     ref: EmbeddingRef
     segment: Segment
-    future: Future[torch.Tensor]
+    future: ArrivedFuture
     release_when_done: bool = False
 
 
@@ -104,14 +102,17 @@ class EmbeddingNeeds:
         unavailable, self._unavailable = self._unavailable, set()
         return unavailable
 
-    def finish(self, request_id: str) -> None:
-        """The request is over, however it ended: unpin its items and release its leases."""
+    def finish(self, request_id: str, all_loaded: bool = False) -> None:
+        """The request is over, however it ended: unpin its items and release its leases.
+
+        `all_loaded`: it ended by itself, so that no step is on its way that loads items for it.
+        """
         request = self._requests.pop(request_id, None)
         if request is None:
             return
         self._unavailable.discard(request_id)
         for key in request.pinned:
-            self._store.unpin(key, request_id)
+            self._store.unpin(key, request_id, all_loaded)
         for key, ref in request.params.refs.items():
             fetch = self._fetches.get(key)
             own = fetch is not None and fetch.ref.transfer_id == ref.transfer_id
@@ -137,7 +138,8 @@ class EmbeddingNeeds:
         request.tried.add(ref.transfer_id)
         timeout_s = max(request.deadline - time.monotonic(), 0.001)
         segment = self._store.new_segment()
-        self._fetches[key] = _Fetch(ref, segment, self._fetcher.fetch(ref, timeout_s, segment.allocate))
+        self._fetches[key] = _Fetch(ref, segment, self._fetcher.fetch_in_place(ref, timeout_s, segment.allocate))
+        self._collect()  # what is ready on this host is there at once
         return True
 
     def _is_wanted(self, key: str) -> bool:
@@ -146,7 +148,8 @@ class EmbeddingNeeds:
     def _drop_fetch(self, key: str, fetch: _Fetch) -> None:
         """Nobody waits for it any more."""
         del self._fetches[key]
-        fetch.future.cancel()
+        if not fetch.future.cancel():
+            fetch.future.add_done_callback(_let_go)
         fetch.segment.discard()
         if fetch.release_when_done:
             self._fetcher.release(fetch.ref)
@@ -168,7 +171,9 @@ class EmbeddingNeeds:
                 ]
                 ref = fetch.ref
                 shape = (ref.num_tokens, ref.width)
-                self._store.put(key, fetch.segment, shape, ref.dtype, ref.expected_bytes, waiting)
+                arrived = fetch.future.result()
+                memory = LentBlock(arrived) if isinstance(arrived, HeldBlock) else fetch.segment
+                self._store.put(key, memory, shape, ref.dtype, ref.expected_bytes, waiting)
                 for request_id in waiting:
                     self._requests[request_id].pinned.add(key)
             else:
@@ -188,3 +193,9 @@ class EmbeddingNeeds:
         request.failed = True
         self._unavailable.add(request_id)
         self._failures.report(request.params.report_id, error)
+
+
+def _let_go(future: ArrivedFuture) -> None:
+    """What arrived for nobody is given back."""
+    if future.exception() is None and isinstance(held := future.result(), HeldBlock):
+        held.close()

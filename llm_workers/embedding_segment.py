@@ -1,4 +1,4 @@
-"""Memory of one fetched embedding: a file in host shared memory that the engine's workers map."""
+"""Memory of one fetched embedding that the engine's workers map: a file of ours, or a block that an encoder wrote."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 import threading
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from transfer import HeldBlock
+from transfer.dtypes import DTYPE_BYTES
 from transfer.errors import Closed
 from transfer.owned_files import SHARED_MEMORY
-from transfer.tensors import buffer_to_tensor
+from transfer.tensors import buffer_to_tensor, empty_buffer
 
 
 class Segment:
@@ -50,29 +53,62 @@ class Segment:
             self._discarded = True
             self._unlink()
 
+    def describe(self, key: str, shape: tuple[int, int], dtype: str) -> StoredEmbedding:
+        """What a worker needs to load it."""
+        return StoredEmbedding(key, str(SHARED_MEMORY / self.name), 0, shape, dtype, is_lent=False)
+
     def _unlink(self) -> None:
         (SHARED_MEMORY / self.name).unlink(missing_ok=True)
 
 
+class LentBlock:
+    """An embedding left where its encoder on this host wrote it; `discard` gives the block back."""
+
+    def __init__(self, held: HeldBlock) -> None:
+        self._held = held
+
+    def describe(self, key: str, shape: tuple[int, int], dtype: str) -> StoredEmbedding:
+        """What a worker needs to load it."""
+        return StoredEmbedding(key, self._held.path, self._held.offset, shape, dtype, is_lent=True)
+
+    def discard(self) -> None:
+        """The encoder may use the memory again; idempotent."""
+        self._held.close()
+
+
 @dataclass(frozen=True, slots=True)
 class StoredEmbedding:
-    """Where a worker finds one embedding: file name under /dev/shm, shape [num_tokens, width] and wire dtype name."""
+    """Where a worker finds one embedding: a file, the first byte in it, shape [num_tokens, width] and wire dtype name.
+
+    `is_lent`: the memory will be used again for other embeddings.
+    """
 
     key: str
-    name: str
+    path: str
+    offset: int
     shape: tuple[int, int]
     dtype: str
+    is_lent: bool
 
     def load(self, device: torch.device) -> torch.Tensor:
-        """The embedding on `device`; on the host itself the mapped memory, without a copy.
+        """The embedding on `device`; on the host itself the mapped memory without a copy, unless it is lent.
 
         Raises:
             FileNotFoundError: the owner dropped it; it does so only when no step can still need it.
         """
-        descriptor = os.open(SHARED_MEMORY / self.name, os.O_RDONLY | os.O_CLOEXEC)
+        num_bytes = self.shape[0] * self.shape[1] * DTYPE_BYTES[self.dtype]
+        page_offset = self.offset % mmap.ALLOCATIONGRANULARITY
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             # Copy-on-write: whatever a model did to its embeddings in place would stay its own.
-            mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+            mapped = mmap.mmap(
+                descriptor, page_offset + num_bytes, access=mmap.ACCESS_COPY, offset=self.offset - page_offset
+            )
         finally:
             os.close(descriptor)
-        return buffer_to_tensor(memoryview(mapped), self.shape, self.dtype).to(device)
+        memory = memoryview(mapped)[page_offset:]
+        if self.is_lent and device.type == "cpu":
+            own = empty_buffer(num_bytes)
+            np.copyto(np.frombuffer(own, np.uint8), np.frombuffer(memory, np.uint8))
+            memory = own
+        return buffer_to_tensor(memory, self.shape, self.dtype).to(device)

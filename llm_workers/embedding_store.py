@@ -1,11 +1,12 @@
 """Fetched embeddings in host shared memory: written once per host, read by every worker of the engine.
 
 The scheduler process owns an `EmbeddingStore`; workers map what it holds by `StoredEmbedding`. Entries are pinned by
-the requests that need them; unpinned ones stay, least recently used first to go, while the byte budget lasts.
+the requests that need them. Of the unpinned ones, those in memory of ours stay, least recently used first to go, while
+the byte budget lasts; a block that an encoder on this host lends goes back as soon as no step can still read it.
 
-    new_segment -- filled by the fetch -- put --> resident (pinned by >= 1 request) -- unpin --> resident (evictable)
-         |                                                                                             |
-         +-- discard                                                               absent <-- over budget
+    new_segment -- filled by the fetch --+-- put --> resident (pinned by >= 1 request) -- unpin --> resident
+         |                               |                                                            |
+         +-- discard     a LentBlock ----+                         absent <-- over budget, or lent ---+
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from llm_workers.embedding_segment import Segment, StoredEmbedding
+from llm_workers.embedding_segment import LentBlock, Segment, StoredEmbedding
 from transfer.owned_files import SHARED_MEMORY, create_owned, part_name, sweep_unowned
 
 PREFIX = "triptych-store-"
@@ -26,11 +27,12 @@ STEPS_IN_FLIGHT = 16
 
 @dataclass(slots=True)
 class _Entry:
-    segment: Segment
+    memory: Segment | LentBlock
     stored: StoredEmbedding
     num_bytes: int
     last_step: int
     pins: set[str] = field(default_factory=set)
+    all_loaded: bool = True
 
 
 class EmbeddingStore:
@@ -49,7 +51,7 @@ class EmbeddingStore:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all entries, pinned or not."""
+        """Bytes of all entries in our own memory, pinned or not."""
         return self._held_bytes
 
     def __contains__(self, key: str) -> bool:
@@ -60,18 +62,24 @@ class EmbeddingStore:
         return Segment(part_name(self.name, next(self._numbers)))
 
     def put(
-        self, key: str, segment: Segment, shape: tuple[int, int], dtype: str, num_bytes: int, pins: Collection[str] = ()
+        self,
+        key: str,
+        memory: Segment | LentBlock,
+        shape: tuple[int, int],
+        dtype: str,
+        num_bytes: int,
+        pins: Collection[str] = (),
     ) -> None:
-        """Take over a filled segment as the embedding [num_tokens, width] of `key`, pinned for the requests `pins`.
+        """Take over a filled segment or a lent block as the embedding [num_tokens, width] of `key`.
 
-        A key that is there already stays as it is, and the segment goes.
+        It is pinned for the requests `pins`. A key that is there already stays as it is, and the memory goes.
         """
         if key in self._entries:
-            segment.discard()
+            memory.discard()
         else:
-            stored = StoredEmbedding(key, segment.name, shape, dtype)
-            self._entries[key] = _Entry(segment, stored, num_bytes, self._step)
-            self._held_bytes += num_bytes
+            own_bytes = 0 if isinstance(memory, LentBlock) else num_bytes
+            self._entries[key] = _Entry(memory, memory.describe(key, shape, dtype), own_bytes, self._step)
+            self._held_bytes += own_bytes
         for request_id in pins:
             self.pin(key, request_id)
         self._evict()
@@ -81,11 +89,12 @@ class EmbeddingStore:
         self._entries[key].pins.add(request_id)
         self._entries.move_to_end(key)
 
-    def unpin(self, key: str, request_id: str) -> None:
-        """End of that need; idempotent."""
+    def unpin(self, key: str, request_id: str, all_loaded: bool = False) -> None:
+        """End of that need; idempotent. `all_loaded`: no step that loads `key` for this request is on its way."""
         entry = self._entries.get(key)
         if entry is not None:
             entry.pins.discard(request_id)
+            entry.all_loaded = entry.all_loaded and all_loaded
             self._evict()
 
     def list_for_step(self, keys: list[str]) -> list[StoredEmbedding]:
@@ -96,6 +105,7 @@ class EmbeddingStore:
             entry = self._entries[key]
             entry.last_step = self._step
             listed.append(entry.stored)
+        self._evict()
         return listed
 
     def close(self) -> None:
@@ -110,15 +120,16 @@ class EmbeddingStore:
 
     def _evict(self) -> None:
         for key, entry in list(self._entries.items()):
-            if self._held_bytes <= self._budget_bytes:
-                return
-            if not entry.pins and entry.last_step + STEPS_IN_FLIGHT < self._step:
+            is_lent = isinstance(entry.memory, LentBlock)
+            if entry.pins or (not is_lent and self._held_bytes <= self._budget_bytes):
+                continue
+            if (is_lent and entry.all_loaded) or entry.last_step + STEPS_IN_FLIGHT < self._step:
                 self._remove(key)
 
     def _remove(self, key: str) -> None:
         entry = self._entries.pop(key)
         self._held_bytes -= entry.num_bytes
-        entry.segment.discard()
+        entry.memory.discard()
 
 
 def sweep_dead_owners() -> int:

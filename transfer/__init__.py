@@ -1,6 +1,7 @@
 """All that crosses a process boundary between encoder and prefill: messages, errors, keys, server and client."""
 
 from transfer.channels import receive_channels, send_channels
+from transfer.channels.arena_reader import HeldBlock
 from transfer.client import ClientSettings, EmbeddingClient
 from transfer.codec import PROTOCOL_VERSION, decode, encode
 from transfer.curve import CurveKey, cluster_key, require_key, write_key_file
@@ -44,12 +45,14 @@ from transfer.messages import (
     Segment,
     Status,
 )
+from transfer.nearby import ArrivedFuture
 from transfer.server import EmbeddingServer, ServerSettings, ServerStats
 from transfer.tensors import dtype_name, tensor_to_buffer, torch_dtype
 
 __all__ = [
     "PROTOCOL_VERSION",
     "RETRYABLE",
+    "ArrivedFuture",
     "BadMedia",
     "Busy",
     "ClientSettings",
@@ -71,6 +74,7 @@ __all__ = [
     "FailureReporter",
     "FetchReply",
     "FetchRequest",
+    "HeldBlock",
     "Incompatible",
     "ItemFailure",
     "LimitExceeded",

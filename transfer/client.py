@@ -4,17 +4,20 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
+from transfer.buffer_pool import BufferPool
 from transfer.channels.base import ReceiveChannel
+from transfer.channels.shm_channel import ShmReceiveChannel
 from transfer.channels.zmq_channel import ZmqReceiveChannel
+from transfer.client_inbox import FetchCommand, SendCommand
 from transfer.client_thread import ClientThread
 from transfer.curve import CurveKey
-from transfer.errors import Closed, DeadlineExceeded, Incompatible, LimitExceeded
+from transfer.errors import Closed, DeadlineExceeded, Incompatible, LimitExceeded, TriptychError
 from transfer.messages import EmbeddingRef, Release, Renew
-from transfer.reception import Allocate
-from transfer.tensors import empty_buffer
+from transfer.nearby import Allocate, ArrivedFuture, Nearby
 
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -24,22 +27,24 @@ class ClientSettings:
     """How an embedding client is to run.
 
     `liveness_s`: how long an encoder may be silent before it counts as lost. `max_embedding_bytes`: of one fetch.
+    `idle_buffer_bytes`: memory kept for the next embeddings when tensors are dropped.
     `curve`: talk only to encoders with this key, encrypted.
     """
 
     liveness_s: float = 2.0
     max_embedding_bytes: int = 4 * 1024**3
+    idle_buffer_bytes: int = 256 * 1024**2
     curve: CurveKey | None = None
 
     def __post_init__(self) -> None:
-        if self.liveness_s <= 0 or self.max_embedding_bytes < 1:
-            raise ValueError("liveness_s and max_embedding_bytes must be positive")
+        if self.liveness_s <= 0 or self.max_embedding_bytes < 1 or self.idle_buffer_bytes < 0:
+            raise ValueError("liveness_s and max_embedding_bytes must be positive, idle_buffer_bytes not negative")
 
 
 class EmbeddingClient:
     """Fetches embeddings from any number of encoders. All methods are thread-safe; `close` is idempotent.
 
-    A fetch ends in exactly one of: the tensor; EncoderLost (within about `liveness_s` of the encoder's death);
+    A fetch ends in exactly one of: the embedding; EncoderLost (within about `liveness_s` of the encoder's death);
     EmbeddingNotFound, EmbeddingExpired, EmbeddingCorrupt, Busy; Incompatible, LimitExceeded, or the encoder's own
     terminal error; DeadlineExceeded; ProtocolError; Closed.
     """
@@ -47,26 +52,44 @@ class EmbeddingClient:
     def __init__(
         self, fingerprint: str, settings: ClientSettings | None = None, channels: Sequence[ReceiveChannel] = ()
     ) -> None:
-        """Start with no connections. `fingerprint` is that of this worker's own model (`keys.fingerprint`).
+        """Start with no connections. `fingerprint` is that of this worker's own model.
 
         `channels` (see `transfer.channels.receive_channels`) are offered in order and closed with the client; without
         any, zmq alone is offered.
         """
         self._fingerprint = fingerprint
         self._settings = settings or ClientSettings()
+        self._buffers = BufferPool(self._settings.idle_buffer_bytes)
+        channels = channels or (ZmqReceiveChannel(),)
+        # What is on this host is not asked for over the network, unless another channel was named before.
+        first = channels[0]
+        self._nearby = Nearby(first.reader) if isinstance(first, ShmReceiveChannel) else None
         self._thread = ClientThread(
-            fingerprint, channels or (ZmqReceiveChannel(),), self._settings.liveness_s, self._settings.curve
+            fingerprint, channels, self._settings.liveness_s, self._settings.curve, self._nearby
         )
+        self._closed = False
         self._thread.start()
 
-    def fetch(self, ref: EmbeddingRef, timeout_s: float, allocate: Allocate = empty_buffer) -> "Future[torch.Tensor]":
+    def fetch(self, ref: EmbeddingRef, timeout_s: float, allocate: Allocate | None = None) -> "Future[torch.Tensor]":
         """Fetch one embedding into a new CPU tensor [num_tokens, width], waiting up to `timeout_s` for it to exist.
 
-        `allocate` gives the tensor's memory once the embedding is there; it is called in the client's thread.
-        Errors arrive through the future. The lease goes on: call `release` once the tensor is where it is needed.
-        Callbacks of the future run in the client's thread and must be short. Cancelling the future drops the result.
+        `allocate` gives the tensor's memory once the embedding is there; it is called once at most, in this thread or
+        the client's. Errors arrive through the future. The lease goes on: call `release` once the tensor is where it
+        is needed. Callbacks of the future run in the client's thread and must be short. Cancelling the future drops
+        the result.
         """
-        future: Future[torch.Tensor] = Future()
+        return cast("Future[torch.Tensor]", self._fetch(ref, timeout_s, allocate, in_place=False))
+
+    def fetch_in_place(self, ref: EmbeddingRef, timeout_s: float, allocate: Allocate | None = None) -> ArrivedFuture:
+        """As `fetch`, but an embedding on this host stays where its encoder put it: the result is then a HeldBlock.
+
+        The memory stays as it is until the block is closed, also when the lease ends or the encoder dies.
+        """
+        return self._fetch(ref, timeout_s, allocate, in_place=True)
+
+    def _fetch(self, ref: EmbeddingRef, timeout_s: float, allocate: Allocate | None, in_place: bool) -> ArrivedFuture:
+        future: ArrivedFuture = Future()
+        allocate = allocate or self._buffers.allocate
         if ref.fingerprint != self._fingerprint:
             future.set_exception(Incompatible("the embedding was made for another model, revision, dtype or layout"))
         elif ref.expected_bytes > self._settings.max_embedding_bytes:
@@ -74,17 +97,25 @@ class EmbeddingClient:
             future.set_exception(LimitExceeded(f"embedding of {ref.expected_bytes} bytes is over the limit of {limit}"))
         elif timeout_s <= 0:
             future.set_exception(DeadlineExceeded("no time left to fetch"))
-        elif not self._thread.submit_fetch(ref, time.monotonic() + timeout_s, future, allocate):
+        elif self._closed:
             future.set_exception(Closed("the embedding client is closed"))
+        else:
+            outcome = None if self._nearby is None else self._nearby.get(ref, allocate, in_place)
+            if isinstance(outcome, TriptychError):
+                future.set_exception(outcome)
+            elif outcome is not None:
+                future.set_result(outcome)
+            elif not self._thread.submit(FetchCommand(ref, time.monotonic() + timeout_s, future, allocate, in_place)):
+                future.set_exception(Closed("the embedding client is closed"))
         return future
 
     def release(self, ref: EmbeddingRef) -> None:
         """Tell the encoder that this transfer is done with. Fire and forget, idempotent; the lease's end is the net."""
-        self._thread.submit(Release(ref.transfer_id), ref.endpoints)
+        self._thread.submit(SendCommand(Release(ref.transfer_id), ref.endpoints))
 
     def renew(self, ref: EmbeddingRef) -> None:
         """Ask the encoder to start the lease's time again, while a fetch must wait. Fire and forget."""
-        self._thread.submit(Renew(ref.transfer_id), ref.endpoints)
+        self._thread.submit(SendCommand(Renew(ref.transfer_id), ref.endpoints))
 
     @property
     def num_pending(self) -> int:
@@ -93,4 +124,5 @@ class EmbeddingClient:
 
     def close(self) -> None:
         """End every pending fetch with Closed, let queued releases leave, stop the thread."""
+        self._closed = True
         self._thread.stop(_CLOSE_TIMEOUT_S)

@@ -2,19 +2,20 @@
 
 import heapq
 import logging
-import queue
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-import torch
 import zmq
 
+from transfer.channels.arena_reader import HeldBlock
 from transfer.channels.base import ReceiveChannel
+from transfer.channels.shm_channel import ShmReceiveChannel
+from transfer.client_inbox import FetchCommand, Inbox, SendCommand
 from transfer.codec import decode, encode
 from transfer.curve import CurveKey
+from transfer.doorbell import Doorbell
 from transfer.errors import (
     Closed,
     DeadlineExceeded,
@@ -26,29 +27,15 @@ from transfer.errors import (
 )
 from transfer.keys import host_id
 from transfer.link import Link
-from transfer.messages import Chunk, EmbeddingRef, FetchReply, FetchRequest, Release, Renew
+from transfer.messages import Chunk, FetchReply, FetchRequest
+from transfer.nearby import Arrived, ArrivedFuture, Nearby
 from transfer.rate_limit import LimitedLog
-from transfer.reception import Allocate, Fetch
-from transfer.wakeup import WakeUp
+from transfer.reception import Fetch
 
 _logger = logging.getLogger(__name__)
 _IDLE_POLL_S = 1.0
 _MAX_BATCH = 64
 """Most messages taken from one link before the others and the timers are looked at again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _FetchCommand:
-    ref: EmbeddingRef
-    deadline: float
-    future: "Future[torch.Tensor]"
-    allocate: Allocate
-
-
-@dataclass(frozen=True, slots=True)
-class _SendCommand:
-    message: Release | Renew
-    endpoints: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -58,26 +45,29 @@ class _LinkState:
 
 
 class ClientThread:
-    """Everything but the `submit` methods, `num_pending` and `stop` runs in the thread."""
+    """Everything but `submit`, `num_pending` and `stop` runs in the thread."""
 
     def __init__(
-        self, fingerprint: str, channels: Sequence[ReceiveChannel], liveness_s: float, curve: CurveKey | None
+        self,
+        fingerprint: str,
+        channels: Sequence[ReceiveChannel],
+        liveness_s: float,
+        curve: CurveKey | None,
+        nearby: Nearby | None,
     ) -> None:
         self._fingerprint = fingerprint
         self._curve = curve
         self._channels = {channel.name: channel for channel in channels}
         self._liveness_s = liveness_s
-        self._commands: queue.SimpleQueue[_FetchCommand | _SendCommand] = queue.SimpleQueue()
-        self._submit_lock = threading.Lock()
-        self._stopping = False
-        self._wakeup = WakeUp()
+        self._inbox = Inbox()
+        self._nearby = nearby
+        self._bell = None if nearby is None else Doorbell()
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._links: dict[str, _LinkState] = {}
         self._fetches: dict[int, Fetch] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._next_fetch_id = 1
-        self._num_open = 0
         self._log = LimitedLog(_logger)
         self._thread = threading.Thread(target=self._run, name="embedding-client", daemon=True)
 
@@ -85,48 +75,37 @@ class ClientThread:
         """Begin to take commands."""
         self._thread.start()
 
-    def submit_fetch(
-        self, ref: EmbeddingRef, deadline: float, future: "Future[torch.Tensor]", allocate: Allocate
-    ) -> bool:
-        """Have `ref` fetched into `future`; False when stopped."""
-        with self._submit_lock:
-            if self._stopping:
-                return False
-            self._num_open += 1
-            self._commands.put(_FetchCommand(ref, deadline, future, allocate))
-        self._wakeup.ring()
-        return True
-
-    def submit(self, message: Release | Renew, endpoints: tuple[str, ...]) -> None:
-        """Have a message that is not answered sent to every endpoint; nothing when stopped."""
-        with self._submit_lock:
-            if not self._stopping:
-                self._commands.put(_SendCommand(message, endpoints))
-        self._wakeup.ring()
+    def submit(self, command: FetchCommand | SendCommand) -> bool:
+        """Have it done; False when stopped."""
+        return self._inbox.put(command)
 
     @property
     def num_pending(self) -> int:
         """Fetches submitted and not ended."""
-        with self._submit_lock:
-            return self._num_open
+        return self._inbox.num_open_fetches
 
     def stop(self, timeout_s: float) -> None:
         """End the thread; every pending fetch ends with Closed."""
-        with self._submit_lock:
-            self._stopping = True
-        self._wakeup.ring()
+        self._inbox.close()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             _logger.error("embedding client thread did not stop within %s s", timeout_s)
             return
-        self._wakeup.close()
+        self._inbox.give_back()
+        if self._bell is not None:
+            self._bell.close()
 
     def _run(self) -> None:
-        self._poller.register(self._wakeup.fileno(), zmq.POLLIN)
+        self._poller.register(self._inbox.fileno(), zmq.POLLIN)
+        if self._bell is not None:
+            self._poller.register(self._bell.fileno(), zmq.POLLIN)
         try:
-            while not self._stopping:
+            while not self._inbox.closed:
                 ready = {source for source, _ in self._poller.poll(self._poll_timeout_ms())}
-                self._wakeup.clear()
+                if self._bell is not None and self._bell.fileno() in ready:
+                    self._bell.clear()
+                    self._look_nearby()
+                self._inbox.clear_wakeup()
                 self._take_commands()
                 for state in list(self._links.values()):
                     if state.link.socket in ready:
@@ -139,19 +118,14 @@ class ClientThread:
             # The process edge: without this thread no fetch would ever end, so all of them end now.
             _logger.exception("embedding client thread failed")
         finally:
-            with self._submit_lock:
-                self._stopping = True
+            self._inbox.close()
             self._shut_down()
 
     def _shut_down(self) -> None:
         for fetch_id in list(self._fetches):
             self._finish(fetch_id, Closed("the embedding client was closed"))
-        while True:
-            try:
-                command = self._commands.get_nowait()
-            except queue.Empty:
-                break
-            if isinstance(command, _FetchCommand):
+        while (command := self._inbox.take()) is not None:
+            if isinstance(command, FetchCommand):
                 self._resolve(command.future, Closed("the embedding client was closed"))
         for state in list(self._links.values()):
             state.link.close()
@@ -164,24 +138,22 @@ class ClientThread:
         return max(0, int(min(_IDLE_POLL_S, wait_s) * 1000) + 1)
 
     def _take_commands(self) -> None:
-        while True:
-            try:
-                command = self._commands.get_nowait()
-            except queue.Empty:
-                return
-            if isinstance(command, _FetchCommand):
+        while (command := self._inbox.take()) is not None:
+            if isinstance(command, FetchCommand):
                 self._begin(command)
             else:
                 self._send(command)
 
-    def _begin(self, command: _FetchCommand) -> None:
+    def _begin(self, command: FetchCommand) -> None:
         timeout_s = command.deadline - time.monotonic()
         if timeout_s <= 0:
             self._resolve(command.future, DeadlineExceeded("no time left to fetch"))
             return
         fetch_id, self._next_fetch_id = self._next_fetch_id, self._next_fetch_id + 1
         ref = command.ref
-        self._fetches[fetch_id] = Fetch(fetch_id, ref, command.deadline, command.future, command.allocate)
+        self._fetches[fetch_id] = Fetch(
+            fetch_id, ref, command.deadline, command.future, command.allocate, command.in_place
+        )
         heapq.heappush(self._deadlines, (command.deadline, fetch_id))
         request = FetchRequest(
             fetch_id=fetch_id,
@@ -191,6 +163,7 @@ class ClientThread:
             host_id=host_id(),
             channels=tuple(self._channels),
             timeout_s=timeout_s,
+            bell="" if self._bell is None else self._bell.name,
         )
         frame = encode(request)
         for endpoint in ref.endpoints:
@@ -202,7 +175,7 @@ class ClientThread:
                 self._finish(fetch_id, EncoderLost(f"encoder at {endpoint}: {error}"))
                 return
 
-    def _send(self, command: _SendCommand) -> None:
+    def _send(self, command: SendCommand) -> None:
         for endpoint in command.endpoints:
             try:
                 self._link(endpoint).link.send(encode(command.message))
@@ -245,12 +218,21 @@ class ClientThread:
                 taken = fetch.take_chunk(endpoint, message, frames[1].buffer)
             else:
                 taken = fetch.take_reply(endpoint, message, self._channels)
-            tensor = fetch.result() if taken else None
+                if taken and self._nearby is not None and message.channel == ShmReceiveChannel.name:
+                    self._nearby.learn(endpoint, message)
+            arrived = fetch.result() if taken else None
         except TriptychError as error:
             self._finish(fetch.fetch_id, error)
             return
-        if tensor is not None:
-            self._finish(fetch.fetch_id, tensor)
+        if arrived is not None:
+            self._finish(fetch.fetch_id, arrived)
+
+    def _look_nearby(self) -> None:
+        assert self._nearby is not None
+        for fetch_id, fetch in list(self._fetches.items()):
+            outcome = None if fetch.begun else self._nearby.get(fetch.ref, fetch.allocate, fetch.in_place)
+            if outcome is not None:
+                self._finish(fetch_id, outcome)
 
     def _look_after(self, state: _LinkState) -> None:
         reason = state.link.lost_reason()
@@ -274,7 +256,7 @@ class ClientThread:
             _, fetch_id = heapq.heappop(self._deadlines)
             self._finish(fetch_id, DeadlineExceeded("the embedding did not arrive in time"))
 
-    def _finish(self, fetch_id: int, outcome: torch.Tensor | TriptychError) -> None:
+    def _finish(self, fetch_id: int, outcome: Arrived | TriptychError) -> None:
         fetch = self._fetches.pop(fetch_id, None)
         if fetch is None:
             return
@@ -284,10 +266,11 @@ class ClientThread:
                 state.fetch_ids.discard(fetch_id)
         self._resolve(fetch.future, outcome)
 
-    def _resolve(self, future: "Future[torch.Tensor]", outcome: torch.Tensor | TriptychError) -> None:
-        with self._submit_lock:
-            self._num_open -= 1
+    def _resolve(self, future: ArrivedFuture, outcome: Arrived | TriptychError) -> None:
+        self._inbox.fetch_ended()
         if not future.set_running_or_notify_cancel():
+            if isinstance(outcome, HeldBlock):
+                outcome.close()
             return
         if isinstance(outcome, TriptychError):
             future.set_exception(outcome)

@@ -38,7 +38,7 @@ Message = (
     | FailureReport
 )
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised by one whenever a message changes."""
 MAX_CONTROL_BYTES = 64 * 1024
 """Longest control frame an embedding server or client takes."""

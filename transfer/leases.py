@@ -56,21 +56,26 @@ class _Hold:
     num_leases: int
 
 
+def _nothing(transfer_id: str) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class LeaseTable:
     """All live leases of one server.
 
-    `clock` gives seconds, never going back.
+    `clock` gives seconds, never going back. `on_end` is told the id of each lease that ends.
     """
 
     clock: Callable[[], float]
     max_leases: int = 16_384
     max_tombstones: int = 65_536
+    on_end: Callable[[str], None] = _nothing
     num_released: int = 0
     num_expired: int = 0
     _leases: dict[str, Lease] = field(default_factory=dict)
     _tombstones: OrderedDict[str, LeaseState] = field(default_factory=OrderedDict)
-    _holds: dict[int, _Hold] = field(default_factory=dict)
+    _holds: dict[tuple[str, int], _Hold] = field(default_factory=dict)
     _deadlines: list[tuple[float, str]] = field(default_factory=list)
 
     def announce(
@@ -102,7 +107,7 @@ class LeaseTable:
         lease = self._pending(transfer_id)
         if lease is None:
             return False
-        hold = self._holds.setdefault(id(payload), _Hold(payload, 0))
+        hold = self._holds.setdefault(payload.key, _Hold(payload, 0))
         hold.num_leases += 1
         lease.state, lease.payload = LeaseState.READY, payload
         self._extend(lease)
@@ -184,7 +189,7 @@ class LeaseTable:
         """Assert that the books agree with each other."""
         ready = [lease for lease in self._leases.values() if lease.state is LeaseState.READY]
         assert self.num_ready == len(ready)
-        assert {id(lease.payload) for lease in ready} == self._holds.keys()
+        assert {lease.payload.key for lease in ready if lease.payload} == self._holds.keys()
         assert all(hold.num_leases > 0 for hold in self._holds.values())
         assert not self._leases.keys() & self._tombstones.keys()
         assert len(self._tombstones) <= self.max_tombstones
@@ -213,9 +218,10 @@ class LeaseTable:
         self._tombstones[lease.transfer_id] = state
         if len(self._tombstones) > self.max_tombstones:
             self._tombstones.popitem(last=False)
+        self.on_end(lease.transfer_id)
         if lease.payload is None:
             return
-        hold = self._holds[id(lease.payload)]
+        hold = self._holds[lease.payload.key]
         hold.num_leases -= 1
         if hold.num_leases == 0:
-            del self._holds[id(lease.payload)]
+            del self._holds[lease.payload.key]

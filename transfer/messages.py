@@ -6,6 +6,7 @@ All are frozen and slotted; a value that cannot be right raises ValueError on co
 
 import enum
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -16,6 +17,7 @@ from transfer.plain import from_plain, to_plain
 
 Modality = Literal["image", "video", "audio"]
 OptionValue = int | float | str | bool
+_BLOCK_ID = re.compile("(?:[0-9a-f]{32})?")
 Nested: TypeAlias = "int | float | Sequence[Nested]"
 
 
@@ -190,7 +192,7 @@ class FetchRequest:
     """Prefill to encoder: send me this embedding, as soon as it exists, within `timeout_s`.
 
     `fetch_id` is the client's own number for this request; every answer repeats it. `channels` are those the
-    client can receive on, best first; `host_id` tells whether memory can be shared.
+    client can receive on, best first; `host_id` tells whether memory can be shared, `bell` where to ring (`doorbell`).
     """
 
     fetch_id: int
@@ -200,6 +202,7 @@ class FetchRequest:
     host_id: str
     channels: tuple[str, ...]
     timeout_s: float
+    bell: str = ""
 
     def __post_init__(self) -> None:
         _require_positive("timeout_s", self.timeout_s)
@@ -209,8 +212,8 @@ class FetchRequest:
 class Segment:
     """Rows [row_start, row_end) of the embedding, `num_bytes` long.
 
-    Where they are is the channel's affair: `region` names it ('' means: they follow as chunks on this connection),
-    `offset` is the first byte in it.
+    Where they are is the channel's affair: `region` names it ('' means: they follow as chunks on this connection), with
+    `offset` of the first byte, and `block_id` (32 hex digits, or '') tells one use of that memory from the next.
     """
 
     row_start: int
@@ -218,10 +221,13 @@ class Segment:
     num_bytes: int
     region: str = ""
     offset: int = 0
+    block_id: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.row_start <= self.row_end or self.num_bytes < 0 or self.offset < 0:
+        if min(self.row_start, self.row_end - self.row_start, self.num_bytes, self.offset) < 0:
             raise ValueError("a segment has a forward row range and no negative size")
+        if not _BLOCK_ID.fullmatch(self.block_id):
+            raise ValueError("a block id is 32 hex digits, or empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +273,7 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class FailureReport:
-    """Engine to its worker: why the engine failed one request."""
+    """Engine to its worker: why one request failed."""
 
     request_id: str
     code: str

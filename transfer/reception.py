@@ -1,21 +1,19 @@
 """One fetch on its way in: the parts that the encoder's ranks send, checked and put together into one tensor."""
 
 import zlib
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from transfer.channels.base import ReceiveChannel, Reception
+from transfer.channels.arena_reader import HeldBlock
+from transfer.channels.base import InPlace, ReceiveChannel, Reception
 from transfer.dtypes import DTYPE_BYTES
 from transfer.errors import Busy, EmbeddingCorrupt, ProtocolError
 from transfer.messages import Chunk, EmbeddingRef, FetchReply, Segment, Status
+from transfer.nearby import Allocate, Arrived, ArrivedFuture
 from transfer.replies import reply_error
 from transfer.tensors import buffer_to_tensor, empty_buffer
-
-Allocate = Callable[[int], memoryview]
-"""Gives writable memory of that many bytes; called once, in the client's thread. May raise TriptychError or OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +26,19 @@ class _Part:
 class Fetch:
     """A pending fetch of `ref`, to be over by `deadline` (monotonic seconds); one part per endpoint of the ref.
 
-    Memory is allocated at the first good reply, after its sizes were checked against the ref.
+    Memory is allocated at the first good reply, after its sizes were checked against the ref. `in_place`: leave the
+    embedding where the encoder put it, if its channel can have it held there.
     """
 
     fetch_id: int
     ref: EmbeddingRef
     deadline: float
-    future: "Future[torch.Tensor]"
+    future: ArrivedFuture
     allocate: Allocate = empty_buffer
+    in_place: bool = False
     _parts: dict[str, _Part] = field(default_factory=dict)
     _tensor: torch.Tensor | None = None
+    _held: HeldBlock | None = None
     _buffer: memoryview = field(default_factory=lambda: memoryview(b""))
 
     @property
@@ -56,13 +57,21 @@ class Fetch:
         if reply.status is not Status.OK:
             raise reply_error(reply)
         self._check(reply, channels)
+        channel = channels[reply.channel]
+        if self.in_place and len(self.ref.endpoints) == len(reply.segments) == 1:
+            self._held = channel.hold(reply.segments[0])
+        if self._held is not None:
+            self._buffer = self._held.memory
+            self._parts[endpoint] = _Part(reply, InPlace())
+            self._verify(reply)
+            return True
         if self._tensor is None:
             try:
                 self._buffer = self.allocate(self.ref.expected_bytes)
             except OSError as error:
                 raise Busy(f"no memory for an embedding of {self.ref.expected_bytes} bytes: {error}") from error
             self._tensor = buffer_to_tensor(self._buffer, (self.ref.num_tokens, self.ref.width), self.ref.dtype)
-        reception = channels[reply.channel].open(reply, self._buffer, self.row_bytes)
+        reception = channel.open(reply, self._buffer, self.row_bytes)
         self._parts[endpoint] = _Part(reply, reception)
         if reception.complete:
             self._verify(reply)
@@ -78,7 +87,12 @@ class Fetch:
             self._verify(part.reply)
         return True
 
-    def result(self) -> torch.Tensor | None:
+    @property
+    def begun(self) -> bool:
+        """Whether a part has been taken."""
+        return bool(self._parts)
+
+    def result(self) -> Arrived | None:
         """The whole embedding [num_tokens, width] once every part is in; ProtocolError when rows are missing."""
         if len(self._parts) < len(self.ref.endpoints):
             return None
@@ -87,7 +101,7 @@ class Fetch:
         num_rows = sum(end - start for start, end in self._row_ranges())
         if num_rows != self.ref.num_tokens:
             raise ProtocolError(f"encoder sent {num_rows} of {self.ref.num_tokens} rows")
-        return self._tensor
+        return self._tensor if self._held is None else self._held
 
     def _row_ranges(self) -> list[tuple[int, int]]:
         return [(row.row_start, row.row_end) for part in self._parts.values() for row in part.reply.segments]

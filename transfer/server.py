@@ -6,13 +6,17 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from transfer.channels.base import Payload, SendChannel
 from transfer.channels.zmq_channel import ZmqSendChannel
 from transfer.curve import CurveKey
+from transfer.doorbell import Ringer
 from transfer.dtypes import DTYPE_BYTES
 from transfer.errors import Closed, TriptychError
 from transfer.leases import LeaseTable
 from transfer.server_thread import ServerState, ServerThread
+from transfer.tensors import buffer_to_tensor, dtype_name
 
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -82,7 +86,9 @@ class EmbeddingServer:
             channels=self._channels,
             max_park_s=self._settings.max_park_s,
         )
+        self._state.leases.on_end = self._state.forget
         self._closed = False
+        self._ringer = Ringer()
         self._thread = ServerThread(
             self._state, self._settings.bind_host, self._settings.max_parked, self._settings.curve
         )
@@ -121,12 +127,25 @@ class EmbeddingServer:
             self._state.leases.announce(transfer_id, item_key, num_tokens, width, dtype, duration_s, wait_s)
         self._thread.wake()
 
+    def place(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """A copy of an embedding where `publish` need not copy it: for each of its transfers, and for a cache.
+
+        `tensor` may be on any device. None when no channel has room, at the moment or at all.
+        """
+        for channel in self._channels.values():
+            memory = channel.allocate(tensor.nbytes)
+            if memory is not None:
+                placed = buffer_to_tensor(memory, tuple(tensor.shape), dtype_name(tensor.dtype))
+                return placed.copy_(tensor)
+        return None
+
     def publish(
         self, transfer_id: str, payload: memoryview, shape: tuple[int, ...], dtype: str, row_start: int = 0
     ) -> bool:
         """Give the rows [row_start, row_start + shape[0]) of an announced embedding, as contiguous bytes.
 
-        The memory is sent without a copy: from now on it belongs to the server and must never be written again.
+        The memory is sent without a copy, or copied once into memory that can be shared, if `place` did not do so:
+        from now on it belongs to the server and must never be written again.
         Returns False, keeping nothing, when the lease has ended. Raises ValueError for an unknown or already
         published transfer, or bytes, shape or dtype other than announced.
         """
@@ -149,10 +168,17 @@ class EmbeddingServer:
         checksum = zlib.crc32(flat) if self._settings.checksum else None
         held = Payload(flat, row_start, shape[0], row_bytes, checksum)
         for channel in self._channels.values():
-            held = channel.store(transfer_id, held)
+            held = channel.store(held)
         with self._state.lock:
             accepted = self._state.leases.fulfil(transfer_id, held)
-        self._thread.changed(transfer_id)
+            if accepted:
+                for channel in self._channels.values():
+                    channel.advertise(transfer_id, held)
+            bells = self._state.waiting.pop(transfer_id, None)
+        if bells is not None:
+            for bell in bells:
+                self._ringer.ring(bell)
+            self._thread.changed(transfer_id)
         return accepted
 
     def fail(self, transfer_id: str, error: TriptychError) -> bool:
@@ -216,3 +242,4 @@ class EmbeddingServer:
             self._state.leases.clear()
         for channel in self._channels.values():
             channel.close()
+        self._ringer.close()

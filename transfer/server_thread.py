@@ -24,6 +24,7 @@ from transfer.errors import (
     TriptychError,
     VersionMismatch,
 )
+from transfer.keys import host_id
 from transfer.leases import Lease, LeaseState, LeaseTable
 from transfer.messages import FetchReply, FetchRequest, Release, Renew, Status
 from transfer.parking import Parked, ParkingLot
@@ -35,6 +36,8 @@ _logger = logging.getLogger(__name__)
 _IDLE_POLL_S = 1.0
 _MAX_BATCH = 64
 """Most messages taken before timers are looked at again."""
+_MAX_BELLS = 64
+"""Most doorbells rung for one transfer; whoever has none is answered all the same."""
 _LINGER_MS = 200
 _HEARTBEAT_MS = 1000
 _PEER_SILENCE_MS = 10_000
@@ -53,14 +56,24 @@ class Counters:
 
 @dataclass(slots=True)
 class ServerState:
-    """What the API and the control thread share; `lock` guards `leases` and `counters`."""
+    """What the API and the control thread share; `lock` guards `leases`, `counters` and `waiting`.
+
+    `waiting` has the transfers that fetches may be parked for, with the doorbells of those on this host.
+    """
 
     leases: LeaseTable
     fingerprint: str
     channels: dict[str, SendChannel]
     max_park_s: float
+    waiting: dict[str, set[str]] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def forget(self, transfer_id: str) -> None:
+        """A lease ended; called with the lock held."""
+        self.waiting.pop(transfer_id, None)
+        for channel in self.channels.values():
+            channel.withdraw(transfer_id)
 
 
 class ServerThread:
@@ -191,6 +204,10 @@ class ServerThread:
             state, payload, failed = (
                 (LeaseState.EXPIRED, None, None) if lease is None else (lease.state, lease.payload, lease.error)
             )
+            if state is LeaseState.ANNOUNCED:
+                bells = self._state.waiting.setdefault(request.transfer_id, set())
+                if request.bell and request.host_id == host_id() and len(bells) < _MAX_BELLS:
+                    bells.add(request.bell)
         if (lease is None and not known) or (lease is not None and lease.item_key != request.item_key):
             error_ = EmbeddingNotFound(f"transfer {request.transfer_id} is not known here")
             self._reply(peer, refusal(request, Status.NOT_FOUND, error_))

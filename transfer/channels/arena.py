@@ -1,71 +1,104 @@
 """A fixed piece of POSIX shared memory that one encoder process owns, and blocks in it that live by reference.
 
-    block:  64 bytes of header (the transfer id, zeros once the block is free) | payload | padding to 4096
+    arena:  board (see `board`) | blocks
+    block:  64 bytes of header (its id, zeros once it is free) | payload | padding to 4096
 
-A block is free when nothing refers to its memory any more: not the lease, and not a frame that is still being sent.
-Readers in other processes hold no reference; they find out that a block was freed by its header (see `shm_channel`).
+A block is free when nothing in this process refers to its memory any more (not a lease, not the cache, not a frame that
+is still being sent) and no reader holds it. Readers in other processes hold a block by a read lock on its bytes of the
+file, which the kernel drops when they die; or they only look at the header before and after they copy (see
+`arena_reader`).
 
 An arena lives as long as its owner (see `owned_files`).
 """
 
 import bisect
+import fcntl
 import mmap
 import os
+import secrets
+import struct
 import threading
 import weakref
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 
+from transfer.channels.board import BOARD_BYTES, Board
 from transfer.owned_files import SHARED_MEMORY, create_owned, sweep_unowned
 
 PREFIX = "triptych-arena-"
 HEADER_BYTES = 64
 _ALIGNMENT = 4096
+_BLOCK_ID_BYTES = 16
+LOCK = struct.Struct("hhqqi4x")
+"""struct flock of 64-bit Linux: type, whence, start, length, pid."""
 
 
-def block_header(transfer_id: str) -> bytes:
-    """What stands before the payload of this transfer while the block is in use."""
-    header = transfer_id.encode()
-    assert 0 < len(header) <= HEADER_BYTES
-    return header.ljust(HEADER_BYTES, b"\0")
+def block_header(block_id: str) -> bytes:
+    """What stands before the payload of a block while it is in use."""
+    return bytes.fromhex(block_id).ljust(HEADER_BYTES, b"\0")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Writable memory in an arena, from byte `offset` of its file; in use for as long as `memory` is referred to."""
+
+    memory: memoryview
+    offset: int
+    block_id: str
 
 
 class Arena:
-    """Owner of one arena of `num_bytes`. Thread-safe; `close` is idempotent."""
+    """Owner of one arena with room for `num_bytes`. Thread-safe; `close` is idempotent."""
 
     def __init__(self, num_bytes: int) -> None:
         """Reserve the memory at once. Raises OSError when /dev/shm has no room for it."""
         sweep_dead_arenas()
         self._descriptor, self.name = create_owned(PREFIX)
+        end = BOARD_BYTES + num_bytes - num_bytes % _ALIGNMENT
         try:
-            os.posix_fallocate(self._descriptor, 0, num_bytes)
+            os.posix_fallocate(self._descriptor, 0, end)
             # Mapped at once as well, rather than by a page fault for every page of the first embeddings.
-            self._memory = mmap.mmap(self._descriptor, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            self._memory = mmap.mmap(self._descriptor, end, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         except OSError:
             self._remove()
             raise
+        self.board = Board(self._memory)
+        self._base_address = _address(memoryview(self._memory))
         self._lock = threading.Lock()
-        # Free ranges as (start, end), sorted and never touching; `_freed` is what finalizers gave back since.
-        self._free: list[tuple[int, int]] = [(0, num_bytes - num_bytes % _ALIGNMENT)]
+        # Free ranges as (start, end), sorted and never touching; `_freed` is what finalizers gave back since, and
+        # `_quarantine` what a reader still held when it was looked at.
+        self._free: list[tuple[int, int]] = [(BOARD_BYTES, end)]
         self._freed: deque[tuple[int, int]] = deque()
+        self._quarantine: list[tuple[int, int]] = []
+        self._block_ids: dict[int, str] = {}
         self._closed = False
 
-    def store(self, transfer_id: str, payload: memoryview) -> tuple[memoryview, int] | None:
-        """Copy `payload` into a block: its memory there and its offset in the arena; None when there is no room.
-
-        The block lives as long as the returned memory is referred to.
-        """
-        size = -(-(HEADER_BYTES + payload.nbytes) // _ALIGNMENT) * _ALIGNMENT
-        start = self._allocate(size)
+    def allocate(self, num_bytes: int) -> Block | None:
+        """A block for `num_bytes`, its content undefined; None when there is no room."""
+        size = -(-(HEADER_BYTES + num_bytes) // _ALIGNMENT) * _ALIGNMENT
+        start = self._take(size)
         if start is None:
             return None
-        offset = start + HEADER_BYTES
-        block = np.frombuffer(self._memory, np.uint8, payload.nbytes, offset)
-        np.copyto(block, np.frombuffer(payload, np.uint8))
-        self._memory[start:offset] = block_header(transfer_id)
-        weakref.finalize(block, _give_back, self._memory, self._freed, start, start + size).atexit = False
-        return block.data, offset
+        offset, block_id = start + HEADER_BYTES, secrets.token_hex(_BLOCK_ID_BYTES)
+        memory = np.frombuffer(self._memory, np.uint8, num_bytes, offset)
+        self._memory[start:offset] = block_header(block_id)
+        self._block_ids[offset] = block_id
+        gone = weakref.finalize(memory, _give_back, self._memory, self._block_ids, self._freed, start, start + size)
+        gone.atexit = False
+        return Block(memory.data, offset, block_id)
+
+    def find(self, buffer: memoryview) -> tuple[int, str] | None:
+        """Offset and id of the block whose payload `buffer` begins; None when it is no memory of this arena."""
+        offset = _address(buffer) - self._base_address
+        block_id = self._block_ids.get(offset)
+        return None if block_id is None else (offset, block_id)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that blocks can have in all."""
+        return len(self._memory) - BOARD_BYTES
 
     @property
     def num_free_bytes(self) -> int:
@@ -81,13 +114,13 @@ class Arena:
                 return
             self._closed = True
             self._free.clear()
-        self._remove()
+            self._remove()
 
     def _remove(self) -> None:
         (SHARED_MEMORY / self.name).unlink(missing_ok=True)
         os.close(self._descriptor)
 
-    def _allocate(self, size: int) -> int | None:
+    def _take(self, size: int) -> int | None:
         with self._lock:
             if self._closed:
                 return None
@@ -99,15 +132,30 @@ class Arena:
         return None
 
     def _collect(self) -> None:
-        while self._freed and not self._closed:
-            start, end = self._freed.popleft()
-            index = bisect.bisect(self._free, (start, end))
-            if index < len(self._free) and self._free[index][0] == end:
-                end = self._free.pop(index)[1]
-            if index and self._free[index - 1][1] == start:
-                index -= 1
-                start = self._free.pop(index)[0]
-            self._free.insert(index, (start, end))
+        if self._closed:
+            return
+        waiting, self._quarantine = self._quarantine, []
+        while self._freed:
+            waiting.append(self._freed.popleft())
+        for start, end in waiting:
+            if self._is_held(start, end):
+                self._quarantine.append((start, end))
+            else:
+                self._merge(start, end)
+
+    def _is_held(self, start: int, end: int) -> bool:
+        asked = LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, end - start, 0)
+        answer = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, asked)
+        return bool(LOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+    def _merge(self, start: int, end: int) -> None:
+        index = bisect.bisect(self._free, (start, end))
+        if index < len(self._free) and self._free[index][0] == end:
+            end = self._free.pop(index)[1]
+        if index and self._free[index - 1][1] == start:
+            index -= 1
+            start = self._free.pop(index)[0]
+        self._free.insert(index, (start, end))
 
 
 def sweep_dead_arenas() -> int:
@@ -115,7 +163,15 @@ def sweep_dead_arenas() -> int:
     return sweep_unowned(PREFIX)
 
 
-def _give_back(memory: mmap.mmap, freed: "deque[tuple[int, int]]", start: int, end: int) -> None:
+def _address(buffer: memoryview) -> int:
+    address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
+    return address
+
+
+def _give_back(
+    memory: mmap.mmap, block_ids: dict[int, str], freed: "deque[tuple[int, int]]", start: int, end: int
+) -> None:
     # Runs wherever the last reference is dropped, so it takes no lock. The header goes before the block can be reused.
     memory[start : start + HEADER_BYTES] = bytes(HEADER_BYTES)
+    block_ids.pop(start + HEADER_BYTES, None)
     freed.append((start, end))

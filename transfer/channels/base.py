@@ -2,8 +2,10 @@
 
 Control always travels over ZMQ: FetchRequest, FetchReply, Release. A channel is only about the bytes.
 
-1. The encoder calls `store` once per embedding, in its own thread, before the embedding is announced as ready. The
-   channel returns the payload to hold: the same one, or one whose bytes lie where the channel wants them.
+1. The encoder may ask the channel for memory to write its output into (`allocate`). It calls `store` once per
+   transfer, in its own thread, before the embedding counts as ready. The channel returns the payload to hold: the same
+   one, or one whose bytes lie where the channel wants them. What `allocate` gave is not copied again, and transfers of
+   one embedding share it. `advertise` and `withdraw` tell the channel when a transfer can be fetched.
 2. On a fetch, the server takes the first of the request's channels that `can_serve` the payload to this peer, puts
    its `segments` in the FetchReply, and sends `chunks` after it on the same connection, in order.
 3. The client calls `open` with the reply and the destination; it gets a Reception. Data frames that follow go to
@@ -21,6 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from transfer.channels.arena_reader import HeldBlock
+from transfer.errors import ProtocolError
 from transfer.messages import Chunk, FetchReply, FetchRequest, Segment
 
 
@@ -29,7 +33,7 @@ class Payload:
     """Rows [row_start, row_start + num_rows) of an embedding [N, W] as flat bytes, never written again.
 
     `row_bytes` is the length of one row; `num_rows` may be 0 for a rank that got none. `checksum` is a CRC-32, or None.
-    `region` and `offset` are set by channels that share memory.
+    `region`, `offset` and `block_id` are set by channels that share memory.
     """
 
     buffer: memoryview
@@ -39,11 +43,17 @@ class Payload:
     checksum: int | None = None
     region: str = ""
     offset: int = 0
+    block_id: str = ""
 
     @property
     def num_bytes(self) -> int:
         """Length of the payload."""
         return self.buffer.nbytes
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Equal for payloads of the same shared memory, which is held once however many transfers share it."""
+        return (self.block_id, 0) if self.block_id else ("", id(self))
 
 
 class SendChannel(ABC):
@@ -51,9 +61,13 @@ class SendChannel(ABC):
 
     name: ClassVar[str]
 
+    def allocate(self, num_bytes: int) -> memoryview | None:
+        """Writable memory that `store` will not copy; None when the channel has none, or none left."""
+        return None
+
     @abstractmethod
-    def store(self, transfer_id: str, payload: Payload) -> Payload:
-        """The payload to hold for this transfer; may copy."""
+    def store(self, payload: Payload) -> Payload:
+        """The payload to hold for a transfer; may copy."""
 
     @abstractmethod
     def can_serve(self, request: FetchRequest, payload: Payload) -> bool:
@@ -66,6 +80,12 @@ class SendChannel(ABC):
     @abstractmethod
     def chunks(self, fetch_id: int, payload: Payload) -> Iterator[tuple[Chunk, memoryview]]:
         """Data messages to send after the reply; empty for channels that use other ways."""
+
+    def advertise(self, transfer_id: str, payload: Payload) -> None:  # noqa: B027
+        """From now on the payload that `store` gave can be fetched under this id; called under the server's lock."""
+
+    def withdraw(self, transfer_id: str) -> None:  # noqa: B027
+        """It cannot any more; called once when a lease ends, advertised or not, under the server's lock."""
 
     @abstractmethod
     def close(self) -> None:
@@ -85,6 +105,17 @@ class Reception(ABC):
         """Take one data message."""
 
 
+class InPlace(Reception):
+    """Nothing is on its way: the bytes were copied at once, or are used where they are."""
+
+    @property
+    def complete(self) -> bool:
+        return True
+
+    def accept(self, chunk: Chunk, data: memoryview) -> None:
+        raise ProtocolError("this channel has no chunks")
+
+
 class ReceiveChannel(ABC):
     """The client's end of a channel; used by one thread."""
 
@@ -96,6 +127,10 @@ class ReceiveChannel(ABC):
 
         The segments were checked: inside the embedding, forward, not overlapping, and of matching length.
         """
+
+    def hold(self, segment: Segment) -> HeldBlock | None:
+        """The segment where the encoder put it, instead of `open`; None when the channel cannot. Raises as `open`."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -16,7 +16,7 @@ class ZmqSendChannel(SendChannel):
 
     name: ClassVar[str] = "zmq"
 
-    def store(self, transfer_id: str, payload: Payload) -> Payload:
+    def store(self, payload: Payload) -> Payload:
         """The payload itself."""
         return payload
 

@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from llm_workers.embedding_needs import EmbeddingNeeds
 from llm_workers.embedding_params import EmbeddingParams
 from llm_workers.embedding_store import EmbeddingStore
 from transfer import (
+    ArrivedFuture,
     ClientSettings,
     EmbeddingClient,
     EmbeddingRef,
@@ -20,27 +20,30 @@ from transfer import (
     ServerSettings,
     TriptychError,
     new_transfer_id,
+    receive_channels,
+    send_channels,
     tensor_to_buffer,
 )
 
 FINGERPRINT = "model@revision"
 STORE_BYTES = 1 << 20
+ARENA_BYTES = 1 << 20
 WAIT_S = 30.0
 
 
 class CountingClient(EmbeddingClient):
     """The real client; remembers fetches and releases by transfer id."""
 
-    def __init__(self) -> None:
-        super().__init__(FINGERPRINT, ClientSettings(liveness_s=1.0))
+    def __init__(self, channels: tuple[str, ...]) -> None:
+        super().__init__(FINGERPRINT, ClientSettings(liveness_s=1.0), receive_channels(channels))
         self.fetched: Counter[str] = Counter()
         self.released: Counter[str] = Counter()
 
-    def fetch(
-        self, ref: EmbeddingRef, timeout_s: float, allocate: Callable[[int], memoryview]
-    ) -> "Future[torch.Tensor]":
+    def fetch_in_place(
+        self, ref: EmbeddingRef, timeout_s: float, allocate: Callable[[int], memoryview] | None = None
+    ) -> ArrivedFuture:
         self.fetched[ref.transfer_id] += 1
-        return super().fetch(ref, timeout_s, allocate)
+        return super().fetch_in_place(ref, timeout_s, allocate)
 
     def release(self, ref: EmbeddingRef) -> None:
         self.released[ref.transfer_id] += 1
@@ -50,9 +53,10 @@ class CountingClient(EmbeddingClient):
 class Engine:
     """What a scheduler does with the needs of its requests."""
 
-    def __init__(self) -> None:
-        self.server = EmbeddingServer(FINGERPRINT, ServerSettings(lease_s=300.0))
-        self.client = CountingClient()
+    def __init__(self, *channels: str) -> None:
+        self.senders = send_channels(channels, ARENA_BYTES)
+        self.server = EmbeddingServer(FINGERPRINT, ServerSettings(lease_s=300.0), self.senders)
+        self.client = CountingClient(channels)
         self.store = EmbeddingStore(STORE_BYTES)
         self.failures: dict[str, list[TriptychError]] = {}
         self.needs = EmbeddingNeeds(self.client, self.store, self)
@@ -92,7 +96,16 @@ class Engine:
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    made = Engine()
+    yield from _run(Engine("zmq"))
+
+
+@pytest.fixture
+def nearby_engine() -> Iterator[Engine]:
+    """One on the encoder's host."""
+    yield from _run(Engine("shm", "zmq"))
+
+
+def _run(made: Engine) -> Iterator[Engine]:
     yield made
     made.needs.close()
     made.client.close()

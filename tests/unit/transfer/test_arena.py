@@ -6,10 +6,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfer.channels.arena import HEADER_BYTES, PREFIX, Arena, block_header, sweep_dead_arenas
+from transfer.channels.arena import HEADER_BYTES, PREFIX, Arena, Block, block_header, sweep_dead_arenas
 from transfer.owned_files import SHARED_MEMORY
 
 PAGE = 4096
@@ -24,63 +25,80 @@ def arena() -> Iterator[Arena]:
     assert not (SHARED_MEMORY / made.name).exists()
 
 
+def stored(arena: Arena, content: bytes) -> Block | None:
+    block = arena.allocate(len(content))
+    if block is not None:
+        block.memory[:] = content
+    return block
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(st.integers(1, 6 * PAGE), st.integers(-8, -1)), max_size=60))
 def test_blocks_never_overlap_and_all_come_back(steps: list[int]) -> None:
     arena = Arena(NUM_BYTES)
     try:
-        live: list[tuple[memoryview, bytes]] = []
-        for number, step in enumerate(steps):
+        live: list[tuple[Block, bytes]] = []
+        for step in steps:
             if step < 0:
                 if live:
                     live.pop(step % len(live))
             else:
                 content = os.urandom(step)
-                stored = arena.store(f"id{number}", memoryview(content))
-                if stored is not None:
-                    live.append((stored[0], content))
-                    assert stored[1] % PAGE == HEADER_BYTES
+                block = stored(arena, content)
+                if block is not None:
+                    live.append((block, content))
+                    assert block.offset % PAGE == HEADER_BYTES
                 else:
                     assert arena.num_free_bytes < NUM_BYTES
-            assert all(bytes(memory) == content for memory, content in live)
+            assert all(bytes(block.memory) == content for block, content in live)
         live.clear()
-        stored = None
+        block = None
         assert arena.num_free_bytes == NUM_BYTES
-        assert arena.store("all", memoryview(bytes(NUM_BYTES - HEADER_BYTES))) is not None
+        assert arena.allocate(NUM_BYTES - HEADER_BYTES) is not None
     finally:
         arena.close()
 
 
 def test_the_header_goes_with_the_last_reference(arena: Arena) -> None:
-    stored = arena.store("abc", memoryview(b"payload"))
-    assert stored is not None
-    memory, offset = stored
+    block = stored(arena, b"payload")
+    assert block is not None
+    offset, header = block.offset, block_header(block.block_id)
     file = (SHARED_MEMORY / arena.name).read_bytes()
-    assert file[offset - HEADER_BYTES : offset] == block_header("abc")
+    assert file[offset - HEADER_BYTES : offset] == header
     assert file[offset : offset + 7] == b"payload"
-    part = memory[2:4]
-    del stored, memory
+    tensor = torch.frombuffer(block.memory[2:4], dtype=torch.uint8)
+    del block
     assert arena.num_free_bytes == NUM_BYTES - PAGE
-    del part
+    del tensor
     assert arena.num_free_bytes == NUM_BYTES
     assert (SHARED_MEMORY / arena.name).read_bytes()[offset - HEADER_BYTES : offset] == bytes(HEADER_BYTES)
 
 
+def test_a_block_is_known_by_its_memory_alone(arena: Arena) -> None:
+    blocks = [stored(arena, bytes(3 * PAGE)) for _ in range(3)]
+    for block in blocks:
+        assert block is not None
+        view = torch.frombuffer(block.memory, dtype=torch.float32).view(-1, 8)
+        assert arena.find(view.view(-1).view(torch.uint8).numpy().data) == (block.offset, block.block_id)
+        assert arena.find(block.memory[8:]) is None
+    assert arena.find(memoryview(bytearray(9))) is None
+
+
 def test_a_full_arena_says_so(arena: Arena) -> None:
-    kept = [arena.store(str(number), memoryview(bytes(4 * PAGE - HEADER_BYTES))) for number in range(4)]
+    kept = [arena.allocate(4 * PAGE - HEADER_BYTES) for _ in range(4)]
     assert None not in kept
-    assert arena.store("one more", memoryview(b"x")) is None
+    assert arena.allocate(1) is None
     kept.pop(1)
-    assert arena.store("one more", memoryview(b"x")) is not None
+    assert arena.allocate(1) is not None
 
 
 def test_memory_outlives_close(arena: Arena) -> None:
-    stored = arena.store("abc", memoryview(b"payload"))
-    assert stored is not None
+    block = stored(arena, b"payload")
+    assert block is not None
     arena.close()
     arena.close()
-    assert bytes(stored[0]) == b"payload"
-    assert arena.store("later", memoryview(b"x")) is None
+    assert bytes(block.memory) == b"payload"
+    assert arena.allocate(1) is None
 
 
 def test_an_arena_larger_than_the_file_system_is_refused_and_leaves_nothing() -> None:

@@ -1,0 +1,50 @@
+"""What both ends of a measured way are: a producer and a consumer, each in a process of its own."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+WAIT_S = 60.0
+
+
+class Producer:
+    """`address` tells the consumer where; `prepare` names the next item, untimed; `publish` makes it available."""
+
+    address: Any = None
+
+    def prepare(self) -> Any:
+        """The name of the next item."""
+        return None
+
+    def publish(self) -> None:
+        """Give what `prepare` named last."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free everything."""
+
+
+class Consumer:
+    """`expect` an item, then `collect` its tensor; `parks` when both can come before the item is published."""
+
+    has_fetch: ClassVar[bool] = True
+    has_handover: ClassVar[bool] = True
+    parks: ClassVar[bool] = False
+
+    def __init__(self, address: Any, num_bytes: int) -> None:
+        self.address, self.num_bytes = address, num_bytes
+
+    def expect(self, item: Any) -> None:
+        """Begin."""
+
+    def collect(self) -> torch.Tensor:
+        """The tensor, in memory of this process."""
+        raise NotImplementedError
+
+    def done(self, item: Any) -> None:
+        """The item is not needed any more."""
+
+    def close(self) -> None:
+        """Free everything."""

@@ -1,0 +1,93 @@
+"""Our embedding server and client, with one channel."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from benchmarks.transfer_peers.base import WAIT_S, Consumer, Producer
+from transfer import (
+    EmbeddingClient,
+    EmbeddingRef,
+    EmbeddingServer,
+    new_transfer_id,
+    receive_channels,
+    send_channels,
+    tensor_to_buffer,
+)
+
+FINGERPRINT = "benchmark"
+_HEADROOM = 8
+
+
+class ServerProducer(Producer):
+    """Our embedding server with one channel."""
+
+    channel: ClassVar[str]
+
+    def __init__(self, tensor: torch.Tensor, folder: Path) -> None:
+        self._tensor = tensor
+        arena_bytes = max(_HEADROOM * tensor.nbytes, 2**20)
+        self._server = EmbeddingServer(FINGERPRINT, None, send_channels([self.channel], arena_bytes))
+        self.address = self.channel
+        self._transfer_id = ""
+
+    def prepare(self) -> EmbeddingRef:
+        self._transfer_id = new_transfer_id()
+        num_tokens, width = self._tensor.shape
+        self._server.announce(self._transfer_id, "key", num_tokens, width, "float32")
+        return EmbeddingRef(
+            "key",
+            self._transfer_id,
+            (self._server.endpoint,),
+            num_tokens,
+            width,
+            "float32",
+            self._tensor.nbytes,
+            FINGERPRINT,
+        )
+
+    def publish(self) -> None:
+        shape = (self._tensor.shape[0], self._tensor.shape[1])
+        assert self._server.publish(self._transfer_id, tensor_to_buffer(self._tensor), shape, "float32")
+
+    def close(self) -> None:
+        self._server.close()
+
+
+class ZmqProducer(ServerProducer):
+    channel = "zmq"
+
+
+class ShmProducer(ServerProducer):
+    channel = "shm"
+
+
+class ClientConsumer(Consumer):
+    """Our embedding client, into memory that is already there as it is for the peers."""
+
+    parks = True
+
+    def __init__(self, address: str, num_bytes: int) -> None:
+        super().__init__(address, num_bytes)
+        self._client = EmbeddingClient(FINGERPRINT, None, receive_channels([address]))
+        self._memory = tensor_to_buffer(torch.zeros(num_bytes // 4))
+        self._future: Future[torch.Tensor] = Future()
+
+    def expect(self, item: EmbeddingRef) -> None:
+        self._future = self._client.fetch(item, WAIT_S, lambda num_bytes: self._memory)
+
+    def collect(self) -> torch.Tensor:
+        return self._future.result(WAIT_S)
+
+    def done(self, item: EmbeddingRef) -> None:
+        self._client.release(item)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+ZmqConsumer = ShmConsumer = ClientConsumer
