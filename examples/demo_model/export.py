@@ -78,8 +78,9 @@ def export(network: Network, tokenizer: PreTrainedTokenizerFast, out_dir: Path) 
     model = to_hugging_face(network, tokenizer)
     model.bfloat16()
     end, pad = chat.token_id(tokenizer, chat.END), chat.token_id(tokenizer, chat.PAD)
+    # Servers take their default sampling from here and do not read do_sample: the likeliest token, always.
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=pad, eos_token_id=[end, pad], pad_token_id=pad, do_sample=False
+        bos_token_id=pad, eos_token_id=[end, pad], pad_token_id=pad, do_sample=True, top_k=1
     )
     model.save_pretrained(out_dir)
     tokenizer.model_max_length = layout.MAX_POSITIONS

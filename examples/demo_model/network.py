@@ -151,9 +151,12 @@ class TextLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(layout.TEXT_WIDTH)
         self.mlp = GatedMLP(layout.TEXT_WIDTH, layout.TEXT_MLP, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos, sin, mask)
-        out: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+    def mix(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos, sin, mask)
+        return out
+
+    def transform(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
 
@@ -167,17 +170,28 @@ class TextModel(nn.Module):
         self.norm = RMSNorm(layout.TEXT_WIDTH)
 
     def forward(
-        self, ids: Tensor, visual: Tensor, is_visual: Tensor, positions: Tensor, mask: Tensor
+        self,
+        ids: Tensor,
+        visual: Tensor,
+        is_visual: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        asked: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Return the normed outputs of the last layer, and those of the first, both (B, T, D)."""
+        """Return the normed outputs of the last layer at rows and places ``asked`` (S, D), and the first's (B, T, D).
+
+        The last layer's matrices, most of its work, run for the tokens asked for alone.
+        """
         x_BTD = self.embed_tokens(ids).to(visual.dtype).masked_scatter(is_visual[..., None], visual)
         angles = text_angles(positions)
         cos, sin = angles.cos()[:, None], angles.sin()[:, None]
         early = x_BTD
         for index, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD, cos, sin, mask)
+            x_BTD = layer.mix(x_BTD, cos, sin, mask)
+            if index + 1 < len(self.layers):
+                x_BTD = layer.transform(x_BTD)
             early = x_BTD if index == 0 else early
-        return self.norm(x_BTD), early
+        return self.norm(self.layers[-1].transform(x_BTD[asked])), early
 
 
 class Network(nn.Module):

@@ -17,6 +17,7 @@ from examples.demo_model.rows import PADDING, SHARED, PackedRows
 _NUM_OUTPUTS = len(MARK_NAMES) + len(MARK_COLOURS) + 1
 _MAX_CELLS = 13
 _FACT_WEIGHT = 2.0
+_NUM_LENGTHS = 4
 _HIDDEN_FROM_ALL = -1e4
 
 
@@ -127,20 +128,20 @@ def _answer_logits(
     logits = visual.new_zeros(len(rows.target_ids), network.language_model.embed_tokens.num_embeddings).float()
     lost: list[Tensor] = []
     # Short rows and long ones run apart, so that little padding is computed.
-    for part in np.array_split(by_length, min(2, len(by_length))):
+    for part in np.array_split(by_length, min(_NUM_LENGTHS, len(by_length))):
         chosen, length = torch.from_numpy(part), int(used[part].max())
         ids, branches = all_ids[chosen, :length], all_branches[chosen, :length]
         seen = torch.cat([visual_rows[row] for row in part])
         positions = torch.from_numpy(rows.positions)[:, chosen, :length]
         bias = attention_bias(branches).to(visual.dtype)
-        hidden, early = network.language_model(ids, seen, ids == image_pad, positions, bias)
-        if len(seen):
-            lost.append(heads.place_loss(early[ids == image_pad], positions[:, ids == image_pad]))
         local = np.full(len(used), -1)
         local[part] = np.arange(len(part))
         mine = np.flatnonzero(local[rows.target_rows] >= 0)
-        asked = hidden[torch.from_numpy(local[rows.target_rows[mine]]), torch.from_numpy(rows.target_places[mine])]
-        found = F.linear(asked, network.language_model.embed_tokens.weight).float()
+        asked = torch.from_numpy(local[rows.target_rows[mine]]), torch.from_numpy(rows.target_places[mine])
+        hidden, early = network.language_model(ids, seen, ids == image_pad, positions, bias, asked)
+        if len(seen):
+            lost.append(heads.place_loss(early[ids == image_pad], positions[:, ids == image_pad]))
+        found = F.linear(hidden, network.language_model.embed_tokens.weight).float()
         logits = logits.index_copy(0, torch.from_numpy(mine), found)
     return logits, torch.stack(lost).mean()
 

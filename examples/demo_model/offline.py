@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from examples.demo_model.generator import EVAL_SEEDS, example
 from examples.demo_model.report import score
@@ -25,6 +25,12 @@ class Checkpoint:
         self._processor = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
         self._model = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=dtype)
         self._model.train(False)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The checkpoint's own tokenizer."""
+        found: PreTrainedTokenizerFast = self._processor.tokenizer
+        return found
 
     def ask(self, images: list[Image.Image], question: str) -> str:
         """Return the answer to ``question`` about ``images``, which stand before it in the prompt."""

@@ -97,7 +97,7 @@ def references(scene: Scene) -> list[tuple[Thing, str]]:
 def beside(scene: Scene, reference: Thing, side: str) -> tuple[Thing, ...] | None:
     """Return the things clearly on ``side`` of ``reference``; None where one of them is neither on it nor off it.
 
-    Clearly: the centres differ along that axis by more than 0.7 of the larger radius.
+    Clearly: the centres differ along that axis by more than 0.9 of the larger radius.
     """
     sign = -1 if side in ("left", "above") else 1
     found: list[Thing] = []
@@ -105,7 +105,7 @@ def beside(scene: Scene, reference: Thing, side: str) -> tuple[Thing, ...] | Non
         if other is reference:
             continue
         step = other.x - reference.x if side in ("left", "right") else other.y - reference.y
-        if abs(step) <= 0.7 * max(other.radius, reference.radius):
+        if abs(step) <= 0.9 * max(other.radius, reference.radius):
             return None
         if step * sign > 0:
             found.append(other)

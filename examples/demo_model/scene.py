@@ -9,6 +9,10 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 MIN_SIDE = 112
 MAX_SIDE = 448
 _MAX_PLACING_TRIES = 60
+_SMALLEST_RADIUS = 0.14
+_LARGEST_RADIUS = {1: 0.27, 2: 0.23, 3: 0.21, 4: 0.19}
+# Font sizes, as shares of the side of a square of the picture's area: what a person reads without stooping.
+_SMALLEST_FONT, _LARGEST_FONT = 0.26, 0.5
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -93,29 +97,33 @@ def sample_shape_scene(rng: random.Random, num_things: int, size: Size | None = 
 def sample_number_scene(rng: random.Random, size: Size | None = None) -> Scene:
     """Lay out a number of one to four digits, without leading zeros."""
     width, height = size or sample_size(rng)
-    num_digits = rng.choice((1, 2, 3, 4))
+    side = math.sqrt(width * height)
+    # A digit of the font is about 0.6 of its size wide, and the turned text must stay inside the picture.
+    room = {n: min(width / (0.68 * n + 0.25), height / 1.2, _LARGEST_FONT * side) for n in (1, 2, 3, 4)}
+    num_digits = rng.choice([n for n in room if n == 1 or room[n] >= _SMALLEST_FONT * side])
     lowest = 0 if num_digits == 1 else 10 ** (num_digits - 1)
     digits = str(rng.randrange(lowest, 10**num_digits))
-    # A digit of the font is about 0.6 of its size wide, and the turned text must stay inside the picture.
-    largest = min(width / (0.68 * num_digits + 0.25), height / 1.15, 0.9 * min(width, height))
-    font_px = max(20, round(largest * rng.uniform(0.7, 1.0)))
+    font_px = round(rng.uniform(min(_SMALLEST_FONT * side, room[num_digits]), room[num_digits]))
     half_width, half_height = 0.33 * font_px * num_digits, 0.45 * font_px
     x = _uniform_inside(rng, width, half_width + 0.06 * font_px)
     y = _uniform_inside(rng, height, half_height + 0.05 * font_px)
-    stroke = rng.choice((0, 0, 1, 2)) if font_px >= 40 else 0
-    number = Number(digits, rng.choice(COLOURS), x, y, font_px, rng.uniform(-5.0, 5.0), stroke)
+    stroke = round(font_px * rng.choice((0.015, 0.03)))
+    number = Number(digits, rng.choice(COLOURS), x, y, font_px, rng.uniform(-4.0, 4.0), stroke)
     return Scene(width, height, _sample_ground(rng), (), number)
 
 
 def _place(rng: random.Random, num_things: int, width: int, height: int) -> list[Thing]:
     """Try to place the things; a shorter list means that they did not fit."""
     side = min(width, height)
-    largest = {1: 0.36, 2: 0.24, 3: 0.21, 4: 0.19}[num_things]
     things: list[Thing] = []
     for _ in range(_MAX_PLACING_TRIES):
-        radius = side * rng.uniform(0.125, largest)
+        radius = side * rng.uniform(_SMALLEST_RADIUS, _LARGEST_RADIUS[num_things])
         x, y = rng.uniform(radius, width - radius), rng.uniform(radius, height - radius)
-        if all(math.hypot(x - t.x, y - t.y) > radius + t.radius + 0.02 * side for t in things):
+        # Centres a little apart across, so that an order from left to right can be seen.
+        if all(
+            math.hypot(x - t.x, y - t.y) > radius + t.radius + 0.03 * side and abs(x - t.x) > 0.05 * side
+            for t in things
+        ):
             shape = rng.choice(SHAPES)
             tilt = {"circle": 0.0, "square": 0.22, "triangle": 0.35, "star": math.pi}[shape]
             things.append(Thing(shape, rng.choice(COLOURS), x, y, radius, rng.uniform(-tilt, tilt)))
@@ -139,7 +147,7 @@ def _sample_ground(rng: random.Random) -> Ground:
     else:
         level = rng.randrange(12, 45)
         rgb = (level + rng.randrange(-8, 8), level + rng.randrange(-8, 8), level + rng.randrange(-8, 8))
-    noise = rng.choice((0, 0, 8, 16, 32, 48))
+    noise = rng.choice((0, 0, 8, 16, 24, 32))
     shading = rng.choice((0, 0, 0, 15, 30))
     return Ground(rgb, noise, shading, rng.getrandbits(32))
 

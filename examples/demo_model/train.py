@@ -29,7 +29,7 @@ from examples.demo_model.optimiser import Optimiser
 _log = logging.getLogger(__name__)
 _NUM_AHEAD = 6
 _DEV_BATCHES = 8
-_NUM_TEXT = 6
+_NUM_TEXT = 4
 _PATCH_WEIGHT = 0.5
 _PLACE_WEIGHT = 0.2
 _STATE_EVERY_S = 120.0
@@ -41,6 +41,7 @@ class Settings:
 
     num_steps: int
     tower_steps: int
+    tower_singles: int
     num_singles: int
     num_pairs: int
     muon_rate: float
@@ -56,7 +57,7 @@ class Settings:
     def mixture(self, step: int) -> Mixture:
         """The tower alone sees mostly numbers, the harder thing to tell apart, and no prompts."""
         if step < self.tower_steps:
-            return Mixture(self.num_singles, 0, 0, number_share=0.45)
+            return Mixture(self.tower_singles, 0, 0, number_share=0.45)
         return Mixture(self.num_singles, self.num_pairs, _NUM_TEXT, number_share=0.35)
 
 
@@ -181,10 +182,11 @@ def _smooth(mean: float, value: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("state_file", type=Path)
-    parser.add_argument("--steps", type=int, default=3400)
-    parser.add_argument("--tower-steps", type=int, default=1600)
-    parser.add_argument("--singles", type=int, default=40)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--tower-steps", type=int, default=2400)
+    parser.add_argument("--tower-singles", type=int, default=40)
+    parser.add_argument("--singles", type=int, default=24)
+    parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--muon-rate", type=float, default=0.015)
     parser.add_argument("--adam-rate", type=float, default=1.5e-3)
     parser.add_argument("--dev-every", type=int, default=250)
@@ -197,6 +199,7 @@ def main() -> None:
     settings = Settings(
         num_steps=options.steps,
         tower_steps=options.tower_steps,
+        tower_singles=options.tower_singles,
         num_singles=options.singles,
         num_pairs=options.pairs,
         muon_rate=options.muon_rate,

@@ -144,7 +144,7 @@ def test_relations_follow_from_the_geometry(kind: str, axis: str, before: str) -
             if other is not reference
         }
         # Nothing may lie nearly level with the reference, where people would disagree.
-        assert all(abs(step) > 0.7 * max(other.radius, reference.radius) for other, step in steps.items())
+        assert all(abs(step) > 0.9 * max(other.radius, reference.radius) for other, step in steps.items())
         named = [f"{'an' if t.colour == 'orange' else 'a'} {t.colour} {t.shape}" for t, s in steps.items() if s > 0]
         assert [made.question.answer] == (named or ["nothing"])
 

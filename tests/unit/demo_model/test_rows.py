@@ -51,8 +51,9 @@ def test_packed_questions_get_the_logits_of_separate_prompts(
         visual = raster(network.visual(normalise(pictures_of([scene])), grid), grid)
         bias = attention_bias(torch.from_numpy(rows.branches))
         is_visual = ids == builder.image_pad
-        hidden, _ = network.language_model(ids, visual[0], is_visual, torch.from_numpy(rows.positions), bias)
-        packed = F.linear(hidden[0, rows.target_places], network.language_model.embed_tokens.weight)
+        asked = torch.from_numpy(rows.target_rows), torch.from_numpy(rows.target_places)
+        hidden, _ = network.language_model(ids, visual[0], is_visual, torch.from_numpy(rows.positions), bias, asked)
+        packed = F.linear(hidden, network.language_model.embed_tokens.weight)
         separate = []
         for question in questions:
             content = [{"type": "image"}, {"type": "text", "text": question.text}]
