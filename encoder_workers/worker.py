@@ -142,6 +142,10 @@ class EncoderWorker:
             last_finished=last.finished if last else 0.0,
         )
 
+    def check_health(self) -> None:
+        """Raises EncoderLost when this replica cannot encode any more."""
+        self._encoder.check_health()
+
     def close(self) -> None:
         """Answer what waits with a typed error and free everything."""
         self._server.close()
