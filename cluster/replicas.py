@@ -57,6 +57,9 @@ class EncoderReplica:
     async def stats(self) -> EncoderStats:
         return self._worker.stats()
 
+    async def check_health(self) -> None:
+        self._worker.check_health()
+
     def __del__(self) -> None:
         if hasattr(self, "_worker"):  # Ray runs this after a failed start as well.
             self._worker.close()

@@ -205,6 +205,8 @@ class Batcher:
             if len(batch) > 1:
                 for waiting in batch:
                     self._encode([waiting])
+            elif isinstance(error, TriptychError):
+                batch[0].job.done(error)
             else:
                 self._fail(batch[0].job, EncodeFailed(f"the encoder failed on this item: {type(error).__name__}"))
             return

@@ -1,4 +1,4 @@
-"""The encoder of one process: loads a checkpoint's tower and turns media into embeddings."""
+"""The encoder: loads a checkpoint's tower, here or over a group of ranks, and turns media into embeddings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from encoder_workers.checkpoint import Checkpoint
 from encoder_workers.interface import Processor, Tower
 from encoder_workers.media import Decoded, Embedding, ItemMetadata, Limits, Media, Prepared
 from encoder_workers.planner import plan_passes
+from encoder_workers.ranks import GroupTower, load_group_tower
 from encoder_workers.registry import find_family, load_family
 from npu_kernels import check_ops, resolve_device, resolve_dtype, select_ops
 from transfer.errors import BadMedia
@@ -99,8 +100,15 @@ class Encoder:
         return [result for result in results if result is not None]
 
     def close(self) -> None:
-        """Free the weights. Idempotent."""
+        """Free the weights, and end the ranks of a group. Idempotent."""
+        if isinstance(self._tower, GroupTower):
+            self._tower.close()
         self._tower = None
+
+    def check_health(self) -> None:
+        """Raises EncoderLost when the encoder's ranks are lost and could not be started again."""
+        if isinstance(self._tower, GroupTower):
+            self._tower.check_health()
 
 
 def load_processor(model: str | Path) -> Processor:
@@ -120,11 +128,14 @@ def load_encoder(
 ) -> Encoder:
     """Load the tower of a checkpoint (a directory or a hub repository) and check its operators on the device.
 
+    With several ranks the tower runs in as many processes on this machine, which split large items between them and
+    share out small ones; they end with this process. `device` then names a kind, of which each rank takes one.
+
     Raises CheckpointError (a ValueError) when the checkpoint cannot be used, ValueError for bad arguments, and
     KernelMismatch when an operator is wrong on this device.
     """
-    if ranks != 1:
-        raise ValueError(f"ranks must be 1: an encoder over several ranks is not available yet, got {ranks}")
+    if ranks < 1:
+        raise ValueError(f"ranks must be at least 1, got {ranks}")
     started = time.monotonic()
     torch_device, torch_dtype = resolve_device(device), resolve_dtype(dtype)
     chosen_ops = select_ops(ops, torch_device)
@@ -132,11 +143,17 @@ def load_encoder(
     entry = find_family(checkpoint)
     family = load_family(entry)
     processor = family.load_processor(checkpoint)
-    tower = family.load_tower(checkpoint, chosen_ops, torch_device, torch_dtype)
-    check_ops(chosen_ops, torch_device, torch_dtype, tower.attention_shape)
+    tower: Tower
+    if ranks > 1:
+        tower = load_group_tower(model, device=torch_device, dtype=torch_dtype, ranks=ranks, ops=ops)
+    else:
+        tower = one = family.load_tower(checkpoint, chosen_ops, torch_device, torch_dtype)
+        check_ops(chosen_ops, torch_device, torch_dtype, one.attention_shape)
     config = {key: value for key, value in checkpoint.config.items() if key not in _NOT_OF_THE_TOWER}
     revision = checkpoint.digest(checkpoint.names(entry.prefixes), {"config": config, "processor": processor.settings})
-    logger.info("loaded the encoder of %s on %s in %.1f s", model, torch_device, time.monotonic() - started)
+    logger.info(
+        "loaded the encoder of %s on %s, %d rank(s), in %.1f s", model, torch_device, ranks, time.monotonic() - started
+    )
     return Encoder(
         processor, tower, device=torch_device, dtype=torch_dtype, revision=revision, limits=limits or Limits()
     )

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from encoder_workers.media import Decoded, ItemMetadata, Limits, Media, Prepared
+from encoder_workers.shares import CostModel, ItemShape, Share
 from npu_kernels import AttentionShape
 from transfer.messages import Modality
 
@@ -55,11 +56,35 @@ class Tower(Protocol):
         """What the columns hold: "main", or "main+deepstack3" for [main, level 0, level 1, level 2] side by side."""
         ...
 
+    def forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
+        """Embeddings [num_tokens, width], one per item in order, from one packed pass."""
+        ...
+
+
+class SplitTower(Tower, Protocol):
+    """A tower of this process, whose items may be split over ranks, by rows in the order in which it computes them."""
+
     @property
     def attention_shape(self) -> AttentionShape:
         """Heads, for the start-up check of the operators."""
         ...
 
-    def forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
-        """Embeddings [num_tokens, width], one per item in order, from one packed pass."""
+    @property
+    def costs(self) -> CostModel:
+        """What a pass costs, from the tower's dimensions."""
+        ...
+
+    def shape(self, item: Prepared) -> ItemShape:
+        """Where the item may be cut, and how much of it attends to how much."""
+        ...
+
+    def forward_shares(self, shares: Sequence[Share]) -> list[torch.Tensor]:
+        """Tokens [n, width] of each share, at least one, in the tower's order. `forward` is this over whole items.
+
+        Shares of split items stand in the same order on every rank, and all ranks are in it together.
+        """
+        ...
+
+    def places(self, share: Share) -> torch.Tensor:
+        """Which token of the item each of the share's tokens is, [n] on the host."""
         ...

@@ -10,7 +10,7 @@ from typing import Protocol, cast
 import torch
 
 from encoder_workers.checkpoint import Checkpoint, CheckpointError
-from encoder_workers.interface import Processor, Tower
+from encoder_workers.interface import Processor, SplitTower
 from npu_kernels import Ops
 
 
@@ -27,7 +27,7 @@ class Family(Protocol):
 
     def load_processor(self, checkpoint: Checkpoint) -> Processor: ...
 
-    def load_tower(self, checkpoint: Checkpoint, ops: Ops, device: torch.device, dtype: torch.dtype) -> Tower: ...
+    def load_tower(self, checkpoint: Checkpoint, ops: Ops, device: torch.device, dtype: torch.dtype) -> SplitTower: ...
 
 
 _QWEN_PREFIXES = ("visual.", "model.visual.")

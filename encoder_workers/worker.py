@@ -175,6 +175,10 @@ class EncoderWorker:
             server=server,
         )
 
+    def check_health(self) -> None:
+        """Raises EncoderLost when this replica cannot encode any more."""
+        self._encoder.check_health()
+
     def close(self) -> None:
         """Answer what waits with a typed error and free everything."""
         self._server.close()

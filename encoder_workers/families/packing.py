@@ -1,4 +1,4 @@
-"""Joins the items of one forward pass into packed rows, without reordering them."""
+"""Joins the shares of one forward pass into packed rows, without reordering them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,47 @@ import torch
 
 from encoder_workers.families.rope_2d import merge_order_positions
 from encoder_workers.media import Prepared
+from encoder_workers.shares import ItemShape, Share, attention_segments
 from npu_kernels import Segments
 
 
 @dataclass(frozen=True)
 class PackedItems:
-    """Rows of all items one after another, on the host. Attention stays inside each frame."""
+    """Rows of all shares one after another, on the host. Attention stays inside each frame."""
 
     patches: torch.Tensor
     positions: torch.Tensor
     """Row and column [S, 2] of each patch in its frame."""
     frames: Segments
-    tokens_per_item: list[int]
+    tokens_per_share: list[int]
 
 
-def frame_lengths(batch: Sequence[Prepared]) -> Segments:
-    """One segment per frame of every item."""
-    return Segments.of(height * width for frames, height, width in (i.grid for i in batch) for _ in range(frames))
+def frame_lengths(item: Prepared) -> tuple[int, ...]:
+    """Patches of each frame of an item."""
+    frames, height, width = item.grid
+    return (height * width,) * frames
 
 
-def pack(batch: Sequence[Prepared], merge_size: int) -> PackedItems:
-    """`batch` holds at least one item; rows of each are in merge order."""
+def merge_order_shape(item: Prepared, merge_size: int) -> ItemShape:
+    """An item whose rows are in merge order may be cut between any two tokens."""
+    return ItemShape(
+        cuts=range(0, len(item.inputs) + 1, merge_size**2),
+        num_pairs=sum(length**2 for length in frame_lengths(item)),
+    )
+
+
+def merge_order_places(share: Share, merge_size: int) -> torch.Tensor:
+    """Tokens of a share of such an item."""
+    return torch.arange(share.first // merge_size**2, share.last // merge_size**2)
+
+
+def pack(shares: Sequence[Share], merge_size: int, device: torch.device) -> PackedItems:
+    """`shares` holds at least one row; rows of each item are in merge order."""
     return PackedItems(
-        patches=torch.cat([item.inputs for item in batch]),
-        positions=torch.cat([merge_order_positions(item.grid, merge_size) for item in batch]),
-        frames=frame_lengths(batch),
-        tokens_per_item=[len(item.inputs) // merge_size**2 for item in batch],
+        patches=torch.cat([share.item.inputs[share.first : share.last] for share in shares]),
+        positions=torch.cat(
+            [merge_order_positions(share.item.grid, merge_size)[share.first : share.last] for share in shares]
+        ),
+        frames=attention_segments(shares, [frame_lengths(share.item) for share in shares], device),
+        tokens_per_share=[share.num_rows // merge_size**2 for share in shares],
     )

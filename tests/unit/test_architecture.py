@@ -51,6 +51,7 @@ PROCESS_EDGES: dict[str, str] = {
     "cluster/ingress/fan_out.py": "the edge of a task: the error is carried to the consumer, which raises it",
     "encoder_workers/batcher.py": "the edge of a thread: every failure becomes the outcome of its own item",
     "encoder_workers/images.py": "metadata can be broken in any way a stranger thinks of; the picture is still good",
+    "encoder_workers/ranks/process.py": "the edge of a process: its encoder is told why it ends",
     "transfer/client_thread.py": "the edge of a thread: without it no fetch would end, so all are ended",
     "transfer/server_thread.py": "the edge of a thread: one peer's defect must not silence it for the others",
 }

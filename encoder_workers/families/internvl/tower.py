@@ -1,6 +1,7 @@
 """The InternViT tower and the projector that makes language-model tokens of its patches.
 
-Shapes: N tiles, P patches of a tile, E width. Each tile is one attention segment of 1 + P rows, the class row first.
+Shapes: N tiles, P patches of a tile, E width. Each tile is one attention segment of R = 1 + P rows, the class row
+first; an item is split between tiles alone, so its ranks exchange nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
+from encoder_workers.families.costs import transformer_costs
 from encoder_workers.families.internvl.processor import TileSettings
 from encoder_workers.families.modules import Activation, LayerNorm, Mlp, Norm, PatchEmbed
 from encoder_workers.families.normalize import PatchNormalizer
 from encoder_workers.media import Prepared
+from encoder_workers.shares import CostModel, ItemShape, Share, whole
 from npu_kernels import AttentionShape, Ops, Segments
 
 PROJECTOR_EPS = 1e-5
@@ -112,7 +115,7 @@ class InternVLParameters(nn.Module):
 
 
 class InternVLTower:
-    """Implements encoder_workers.interface.Tower."""
+    """Implements encoder_workers.interface.SplitTower."""
 
     layout = "main"
 
@@ -142,12 +145,38 @@ class InternVLTower:
     def attention_shape(self) -> AttentionShape:
         return AttentionShape(self._config.num_heads, self._config.width // self._config.num_heads)
 
-    @torch.inference_mode()
+    @property
+    def costs(self) -> CostModel:
+        config = self._config
+        return transformer_costs(
+            width=config.width, mlp_weights=2 * config.width * config.mlp_width, num_full_layers=config.depth
+        )
+
+    def shape(self, item: Prepared) -> ItemShape:
+        rows = self._config.num_positions
+        return ItemShape(range(0, item.grid[0] * rows + 1, rows), item.grid[0] * rows**2)
+
+    def places(self, share: Share) -> torch.Tensor:
+        first, last = self._tile_range(share)
+        return torch.arange(first * self._tiles.tokens_per_tile, last * self._tiles.tokens_per_tile)
+
     def forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
+        return self.forward_shares([whole(item, self.shape(item)) for item in batch])
+
+    @torch.inference_mode()
+    def forward_shares(self, shares: Sequence[Share]) -> list[torch.Tensor]:
         parameters, ops = self._parameters, self._ops
-        tiles_per_item = [item.grid[0] for item in batch]
-        num_tiles, width = sum(tiles_per_item), self._config.width
-        patches = parameters.patch_embed(self._normalize(torch.cat([item.inputs for item in batch])), ops)
+        ranges = [self._tile_range(share) for share in shares]
+        tiles_per_share = [last - first for first, last in ranges]
+        num_tiles, width = sum(tiles_per_share), self._config.width
+        patches_per_tile = self._config.num_positions - 1
+        inputs = torch.cat(
+            [
+                share.item.inputs[first * patches_per_tile : last * patches_per_tile]
+                for share, (first, last) in zip(shares, ranges, strict=True)
+            ]
+        )
+        patches = parameters.patch_embed(self._normalize(inputs), ops)
         patches_NPE = patches.view(num_tiles, -1, width) + self._patch_positions
         rows_NRE = torch.cat((self._class_row.expand(num_tiles, 1, width), patches_NPE), dim=1)
         segments = Segments((rows_NRE.shape[1],) * num_tiles)
@@ -160,7 +189,11 @@ class InternVLTower:
         fc1, fc2 = parameters.fc1, parameters.fc2
         # Rows are joined before the norm already, so the merge itself joins nothing more.
         tokens = ops.patch_merge(normed, fc1.weight, fc1.bias, fc2.weight, fc2.bias, unit=1)
-        return list(torch.split(tokens, [tiles * self._tiles.tokens_per_tile for tiles in tiles_per_item]))
+        return list(torch.split(tokens, [tiles * self._tiles.tokens_per_tile for tiles in tiles_per_share]))
+
+    def _tile_range(self, share: Share) -> tuple[int, int]:
+        rows = self._config.num_positions
+        return share.first // rows, share.last // rows
 
 
 def _patch_order(tiles: TileSettings) -> torch.Tensor:

@@ -13,13 +13,15 @@ from typing import cast
 import torch
 from torch import nn
 
+from encoder_workers.families.costs import transformer_costs
 from encoder_workers.families.modules import NORM_EPS, Norm, PackedAttention, PatchEmbed
 from encoder_workers.families.normalize import PatchNormalizer
 from encoder_workers.families.packing import frame_lengths
-from encoder_workers.families.qwen2_5_vl.windows import window_order
+from encoder_workers.families.qwen2_5_vl.windows import WindowOrder, window_order
 from encoder_workers.families.qwen_pixels import PixelSettings
 from encoder_workers.families.rope_2d import Rope2D, merge_order_positions
 from encoder_workers.media import Prepared
+from encoder_workers.shares import CostModel, ItemShape, Share, attention_segments, whole
 from npu_kernels import AttentionShape, Ops, Segments
 
 
@@ -109,14 +111,13 @@ class _Packed:
 
     patches: torch.Tensor
     positions: torch.Tensor
-    from_windows: torch.Tensor
     windows: Segments
     frames: Segments
-    tokens_per_item: list[int]
+    tokens_per_share: list[int]
 
 
 class Qwen25Tower:
-    """Implements encoder_workers.interface.Tower."""
+    """Implements encoder_workers.interface.SplitTower."""
 
     layout = "main"
 
@@ -144,10 +145,40 @@ class Qwen25Tower:
     def attention_shape(self) -> AttentionShape:
         return AttentionShape(self._config.num_heads, self._config.head_dim)
 
+    @property
+    def costs(self) -> CostModel:
+        config = self._config
+        num_full = len(config.full_attention_layers)
+        return transformer_costs(
+            width=config.width,
+            mlp_weights=3 * config.width * config.mlp_width,
+            num_full_layers=num_full,
+            num_window_layers=config.depth - num_full,
+            window_rows=config.window**2 * config.merge_unit,
+        )
+
+    def shape(self, item: Prepared) -> ItemShape:
+        """Cut between windows alone, so that layers of windowed attention need no other rank."""
+        windows = self._order(item).window_lengths
+        num_pairs = sum(length**2 for length in frame_lengths(item))
+        return ItemShape((0, *itertools.accumulate(windows)), num_pairs)
+
+    def places(self, share: Share) -> torch.Tensor:
+        unit = self._config.merge_unit
+        return self._order(share.item).to_windows[share.first // unit : share.last // unit]
+
     @torch.inference_mode()
     def forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
+        tokens = self.forward_shares([whole(item, self.shape(item)) for item in batch])
+        return [
+            rows.index_select(0, self._order(item).from_windows.to(self._device))
+            for item, rows in zip(batch, tokens, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def forward_shares(self, shares: Sequence[Share]) -> list[torch.Tensor]:
         ops, parameters = self._ops, self._parameters
-        packed = self._pack(batch)
+        packed = self._pack(shares)
         cos, sin = self._rope(packed.positions)
         residual = parameters.patch_embed(self._normalize(packed.patches), ops)
         blocks, merger = parameters.typed_blocks(), parameters.merger
@@ -168,23 +199,26 @@ class Qwen25Tower:
             merger.fc2.bias,
             unit=self._config.merge_unit,
         )
-        tokens = merged.index_select(0, packed.from_windows.to(self._device))
-        return list(torch.split(tokens, packed.tokens_per_item))
+        return list(torch.split(merged, packed.tokens_per_share))
 
-    def _pack(self, batch: Sequence[Prepared]) -> _Packed:
-        """Join the items and put their rows in window order, on the host."""
-        unit = self._config.merge_unit
-        orders = [window_order(item.grid, self._config.merge_size, self._config.window) for item in batch]
-        sizes = [len(order.to_windows) for order in orders]
-        starts = [0, *itertools.accumulate(sizes)]
-        merged_order = torch.cat([order.to_windows + start for order, start in zip(orders, starts, strict=False)])
-        rows = (merged_order[:, None] * unit + torch.arange(unit)[None, :]).reshape(-1)
-        positions = torch.cat([merge_order_positions(item.grid, self._config.merge_size) for item in batch])
+    def _order(self, item: Prepared) -> WindowOrder:
+        return window_order(item.grid, self._config.merge_size, self._config.window)
+
+    def _pack(self, shares: Sequence[Share]) -> _Packed:
+        """Join the shares, their rows in window order, on the host."""
+        config = self._config
+        unit = config.merge_unit
+        orders = [self._order(share.item) for share in shares]
+        patches, positions = [], []
+        for share, order in zip(shares, orders, strict=True):
+            merged = order.to_windows[share.first // unit : share.last // unit]
+            rows = (merged[:, None] * unit + torch.arange(unit)[None, :]).reshape(-1)
+            patches.append(share.item.inputs.index_select(0, rows))
+            positions.append(merge_order_positions(share.item.grid, config.merge_size).index_select(0, rows))
         return _Packed(
-            patches=torch.cat([item.inputs for item in batch]).index_select(0, rows),
-            positions=positions.index_select(0, rows),
-            from_windows=torch.cat([order.from_windows + start for order, start in zip(orders, starts, strict=False)]),
-            windows=Segments.of(itertools.chain.from_iterable(order.window_lengths for order in orders)),
-            frames=frame_lengths(batch),
-            tokens_per_item=sizes,
+            patches=torch.cat(patches),
+            positions=torch.cat(positions),
+            windows=attention_segments(shares, [order.window_lengths for order in orders], self._device),
+            frames=attention_segments(shares, [frame_lengths(share.item) for share in shares], self._device),
+            tokens_per_share=[share.num_rows // unit for share in shares],
         )

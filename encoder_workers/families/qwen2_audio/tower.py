@@ -13,8 +13,10 @@ from typing import cast
 import torch
 from torch import nn
 
+from encoder_workers.families.costs import transformer_costs
 from encoder_workers.families.modules import Activation, LayerNorm, Mlp
 from encoder_workers.media import Prepared
+from encoder_workers.shares import CostModel, ItemShape, Share, attention_segments, whole
 from npu_kernels import AttentionShape, Ops, Segments
 
 NORM_EPS = 1e-5
@@ -85,7 +87,7 @@ class Qwen2AudioParameters(nn.Module):
 
 
 class Qwen2AudioTower:
-    """Implements encoder_workers.interface.Tower."""
+    """Implements encoder_workers.interface.SplitTower."""
 
     layout = "main"
 
@@ -111,17 +113,36 @@ class Qwen2AudioTower:
     def attention_shape(self) -> AttentionShape:
         return AttentionShape(self._config.num_heads, self._config.width // self._config.num_heads)
 
-    @torch.inference_mode()
+    @property
+    def costs(self) -> CostModel:
+        config = self._config
+        return transformer_costs(
+            width=config.width, mlp_weights=2 * config.width * config.mlp_width, num_full_layers=config.depth
+        )
+
+    def shape(self, item: Prepared) -> ItemShape:
+        """Cut between the pairs of rows that are pooled; an odd last row goes with the last pair."""
+        num_rows = item.grid[2]
+        return ItemShape((*range(0, num_rows - 1, 2), num_rows), num_rows**2)
+
+    def places(self, share: Share) -> torch.Tensor:
+        return torch.arange(share.first // 2, share.last // 2)
+
     def forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
+        return self.forward_shares([whole(item, self.shape(item)) for item in batch])
+
+    @torch.inference_mode()
+    def forward_shares(self, shares: Sequence[Share]) -> list[torch.Tensor]:
         parameters, ops = self._parameters, self._ops
-        rows_per_item = [item.grid[2] for item in batch]
-        hidden = torch.cat([self._embed(item) for item in batch])
-        segments = Segments.of(rows_per_item)
+        rows_per_share = [share.num_rows for share in shares]
+        # The convolutions reach over the cuts and are less than a hundredth of the work: every rank does them whole.
+        hidden = torch.cat([self._embed(share.item)[share.first : share.last] for share in shares])
+        segments = attention_segments(shares, [(share.item.grid[2],) for share in shares], self._device)
         for block in cast(list[Block], list(parameters.layers)):
             hidden = block(hidden, segments, ops)
-        pooled = torch.cat([_pool_pairs(rows) for rows in torch.split(hidden, rows_per_item)])
+        pooled = torch.cat([_pool_pairs(rows) for rows in torch.split(hidden, rows_per_share)])
         tokens = parameters.projector(parameters.layer_norm(pooled, ops))
-        return list(torch.split(tokens, [item.metadata.num_tokens for item in batch]))
+        return list(torch.split(tokens, [rows // 2 for rows in rows_per_share]))
 
     def _embed(self, item: Prepared) -> torch.Tensor:
         """Rows [L, E] of one clip before the first block."""

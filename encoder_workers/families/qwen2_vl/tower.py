@@ -9,12 +9,14 @@ from typing import cast
 import torch
 from torch import nn
 
+from encoder_workers.families.costs import transformer_costs
 from encoder_workers.families.modules import Activation, LayerNormBlock, LayerNormMerger, PatchEmbed
 from encoder_workers.families.normalize import PatchNormalizer
-from encoder_workers.families.packing import pack
+from encoder_workers.families.packing import merge_order_places, merge_order_shape, pack
 from encoder_workers.families.qwen_pixels import PixelSettings
 from encoder_workers.families.rope_2d import Rope2D
 from encoder_workers.media import Prepared
+from encoder_workers.shares import CostModel, ItemShape, Share, whole
 from npu_kernels import AttentionShape, Ops
 
 
@@ -62,7 +64,7 @@ PARAMETER_SOURCES = {
 
 
 class Qwen2Tower:
-    """Implements encoder_workers.interface.Tower."""
+    """Implements encoder_workers.interface.SplitTower."""
 
     layout = "main"
 
@@ -78,6 +80,7 @@ class Qwen2Tower:
         self._config = config
         self._parameters = parameters
         self._ops = ops
+        self._device = device
         self._normalize = PatchNormalizer(pixels.normalization, pixels.patch_width, device, dtype)
         self._rope = Rope2D(config.width // config.num_heads, config.rope_theta, device)
 
@@ -89,11 +92,27 @@ class Qwen2Tower:
     def attention_shape(self) -> AttentionShape:
         return AttentionShape(self._config.num_heads, self._config.width // self._config.num_heads)
 
-    @torch.inference_mode()
+    @property
+    def costs(self) -> CostModel:
+        config = self._config
+        return transformer_costs(
+            width=config.width, mlp_weights=2 * config.width * config.mlp_width, num_full_layers=config.depth
+        )
+
+    def shape(self, item: Prepared) -> ItemShape:
+        return merge_order_shape(item, self._config.merge_size)
+
+    def places(self, share: Share) -> torch.Tensor:
+        return merge_order_places(share, self._config.merge_size)
+
     def forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
-        packed = pack(batch, self._config.merge_size)
+        return self.forward_shares([whole(item, self.shape(item)) for item in batch])
+
+    @torch.inference_mode()
+    def forward_shares(self, shares: Sequence[Share]) -> list[torch.Tensor]:
+        packed = pack(shares, self._config.merge_size, self._device)
         cos, sin = self._rope(packed.positions)
         hidden = self._parameters.patch_embed(self._normalize(packed.patches), self._ops)
         for block in self._parameters.typed_blocks():
             hidden = block(hidden, cos, sin, packed.frames, self._ops)
-        return list(torch.split(self._parameters.merger(hidden, self._ops), packed.tokens_per_item))
+        return list(torch.split(self._parameters.merger(hidden, self._ops), packed.tokens_per_share))

@@ -24,7 +24,7 @@ def interpolation_taps(
     return indices.flatten(1), weights.flatten(1)
 
 
-def grid_sizes(grids: list[Grid]) -> torch.Tensor:
-    """Height and width [S, 2] of the grid that each patch of the packed items belongs to."""
-    sizes = torch.tensor([grid[1:] for grid in grids])
-    return sizes.repeat_interleave(torch.tensor([frames * height * width for frames, height, width in grids]), dim=0)
+def grid_sizes(runs: list[tuple[Grid, int]]) -> torch.Tensor:
+    """Height and width [S, 2] of the grid that each packed patch belongs to, for runs of patches of one grid."""
+    sizes = torch.tensor([grid[1:] for grid, _ in runs])
+    return sizes.repeat_interleave(torch.tensor([num_patches for _, num_patches in runs]), dim=0)

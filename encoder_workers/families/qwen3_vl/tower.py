@@ -13,13 +13,15 @@ from typing import cast
 import torch
 from torch import nn
 
+from encoder_workers.families.costs import transformer_costs
 from encoder_workers.families.modules import Activation, LayerNormBlock, LayerNormMerger, PatchEmbed
 from encoder_workers.families.normalize import PatchNormalizer
-from encoder_workers.families.packing import pack
+from encoder_workers.families.packing import merge_order_places, merge_order_shape, pack
 from encoder_workers.families.qwen3_vl.positions import grid_sizes, interpolation_taps
 from encoder_workers.families.qwen_pixels import PixelSettings
 from encoder_workers.families.rope_2d import Rope2D
 from encoder_workers.media import Prepared
+from encoder_workers.shares import CostModel, ItemShape, Share, whole
 from npu_kernels import AttentionShape, Ops
 
 
@@ -70,7 +72,7 @@ PARAMETER_SOURCES = {
 
 
 class Qwen3Tower:
-    """Implements encoder_workers.interface.Tower."""
+    """Implements encoder_workers.interface.SplitTower."""
 
     def __init__(
         self,
@@ -102,23 +104,39 @@ class Qwen3Tower:
     def attention_shape(self) -> AttentionShape:
         return AttentionShape(self._config.num_heads, self._config.width // self._config.num_heads)
 
-    @torch.inference_mode()
+    @property
+    def costs(self) -> CostModel:
+        config = self._config
+        return transformer_costs(
+            width=config.width, mlp_weights=2 * config.width * config.mlp_width, num_full_layers=config.depth
+        )
+
+    def shape(self, item: Prepared) -> ItemShape:
+        return merge_order_shape(item, self._config.merge_size)
+
+    def places(self, share: Share) -> torch.Tensor:
+        return merge_order_places(share, self._config.merge_size)
+
     def forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
-        packed = pack(batch, self._config.merge_size)
+        return self.forward_shares([whole(item, self.shape(item)) for item in batch])
+
+    @torch.inference_mode()
+    def forward_shares(self, shares: Sequence[Share]) -> list[torch.Tensor]:
+        packed = pack(shares, self._config.merge_size, self._device)
         cos, sin = self._rope(packed.positions)
         hidden = self._parameters.patch_embed(self._normalize(packed.patches), self._ops)
-        hidden = hidden + self._learned_positions(packed.positions, batch).to(hidden.dtype)
+        hidden = hidden + self._learned_positions(packed.positions, shares).to(hidden.dtype)
         levels: list[torch.Tensor] = []
         for index, block in enumerate(self._parameters.typed_blocks()):
             hidden = block(hidden, cos, sin, packed.frames, self._ops)
             if index in self._merger_of_layer:
                 levels.append(self._merger_of_layer[index](hidden, self._ops))
         tokens = torch.cat([self._parameters.merger(hidden, self._ops), *levels], dim=1)
-        return list(torch.split(tokens, packed.tokens_per_item))
+        return list(torch.split(tokens, packed.tokens_per_share))
 
-    def _learned_positions(self, positions_S2: torch.Tensor, batch: Sequence[Prepared]) -> torch.Tensor:
+    def _learned_positions(self, positions_S2: torch.Tensor, shares: Sequence[Share]) -> torch.Tensor:
         """Interpolated position embeddings [S, E], in float32."""
-        sizes = grid_sizes([item.grid for item in batch])
+        sizes = grid_sizes([(share.item.grid, share.num_rows) for share in shares])
         indices, weights = interpolation_taps(positions_S2, sizes, self._config.position_side)
         taps: torch.Tensor = self._parameters.pos_embed(indices.to(self._device))
         return (taps * weights.to(self._device)[:, :, None]).sum(1)

@@ -13,6 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from encoder_workers import ItemMetadata, Prepared
+from encoder_workers.checkpoint import Checkpoint
+from encoder_workers.families.internvl.family import read_config, read_tiles
+from encoder_workers.families.internvl.layouts import hf_sources, opengvlab_sources
+from encoder_workers.families.internvl.tower import InternVLParameters
 
 
 def noise_image(height: int, width: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -83,3 +87,37 @@ def randomize(module: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:
                 parameter.copy_(parameter + 0.1 * noise)
+
+
+def write_small_internvl(directory: Path, layout: str, seed: int) -> Path:
+    """A random InternVL tower with tiles of 8 x 8 patches, in the layout "opengvlab" or "hf"."""
+    vision = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
+    vision |= {"image_size": 112, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
+    if layout == "hf":
+        config: dict[str, object] = {
+            "architectures": ["InternVLForConditionalGeneration"],
+            "vision_config": vision | {"attention_bias": True, "use_qk_norm": True, "norm_type": "rms_norm"},
+            "text_config": {"hidden_size": 48},
+        }
+        sources = hf_sources("")
+    else:
+        config = {
+            "architectures": ["InternVLChatModel"],
+            "vision_config": vision | {"qkv_bias": True},
+            "llm_config": {"hidden_size": 48},
+            "ps_version": "v1",
+            "force_image_size": 112,
+        }
+        sources = opengvlab_sources
+    processor = {"size": {"height": 112, "width": 112}, "min_patches": 1, "max_patches": 12}
+    checkpoint = Checkpoint(write_tower_checkpoint(directory, config, {}, processor))
+    tiles = read_tiles(checkpoint)
+    parameters = InternVLParameters(read_config(checkpoint, tiles), tiles)
+    for parameter in parameters.parameters():
+        torch.nn.init.ones_(parameter)
+    randomize(parameters, seed)
+    tensors = {}
+    for name, parameter in parameters.named_parameters():
+        parts = sources(name)
+        tensors |= dict(zip(parts, parameter.detach().chunk(len(parts)), strict=True))
+    return write_tower_checkpoint(directory, config, tensors, processor)
