@@ -16,6 +16,7 @@ import torch
 from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECConnectorMetadata, ECConnectorRole
 from vllm.platforms import current_platform
 
+from llm_workers import deepstack
 from llm_workers.embedding_needs import EmbeddingNeeds
 from llm_workers.embedding_params import parse_params
 from llm_workers.embedding_path import EmbeddingPath
@@ -43,6 +44,8 @@ class TriptychConnector(ECConnectorBase):  # type: ignore[misc]
         super().__init__(vllm_config=vllm_config, role=role)
         self._to_load: list[str] = []
         self._needs: EmbeddingNeeds | None = None
+        if role is ECConnectorRole.WORKER:
+            deepstack.install()  # vLLM makes the worker's connector before it loads the model
         if role is ECConnectorRole.SCHEDULER:
             path = EmbeddingPath(**vllm_config.ec_transfer_config.ec_connector_extra_config)
             key_file = Path(path.curve_key_file) if path.curve_key_file else None

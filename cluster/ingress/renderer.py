@@ -13,21 +13,13 @@ from vllm.renderers.hf import HfRenderer
 from vllm.tokenizers import cached_tokenizer_from_config
 
 from cluster.ingress.errors import http_error
+from cluster.ingress.placeholder_rules import placeholder_rules
 from cluster.ingress.placeholders import expand_placeholders
 from cluster.ingress.scope import current_request
 from cluster.pipeline import Pipeline, TicketedItem
 from llm_workers.engine_input import engine_input
 from llm_workers.messages import Prompt
 from transfer import EncodeTicket, MediaItem, Modality, OptionValue, TriptychError
-
-_PLACEHOLDER_FIELDS: dict[str, Modality] = {
-    "image_token_id": "image",
-    "image_token_index": "image",
-    "video_token_id": "video",
-    "video_token_index": "video",
-    "audio_token_id": "audio",
-    "audio_token_index": "audio",
-}
 
 
 class TicketedInput(TypedDict):
@@ -49,9 +41,11 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
     """Renders text and placeholders only; the number of placeholder tokens comes from the tickets."""
 
     def __init__(self, config: VllmConfig, pipeline: Pipeline) -> None:
-        super().__init__(config, cached_tokenizer_from_config(config.model_config))
+        tokenizer = cached_tokenizer_from_config(config.model_config)
+        super().__init__(config, tokenizer)
         self._pipeline = pipeline
-        self._placeholder_ids = placeholder_ids(config)
+        self._tokenizer_of_prompts = tokenizer
+        self._rules = placeholder_rules(config, tokenizer)
         # The seam: vLLM awaits this attribute to process media, and nothing else of it touches pixels.
         self._process_multimodal_async = self._take_tickets
 
@@ -85,17 +79,11 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         tickets: dict[Modality, list[EncodeTicket]] = {}
         for item in ticketed:
             tickets.setdefault(item.media.modality, []).append(item.ticket)
-        expanded, items = expand_placeholders(token_ids, self._placeholder_ids, tickets)
+        expanded, items = expand_placeholders(token_ids, self._rules, tickets, self._tokenizer_of_prompts)
         prompt = Prompt(expanded, items)
         rendered = engine_input(prompt)
         cast(dict[str, Any], rendered)[TICKETED_KEY] = TicketedInput(prompt=prompt, items=tuple(ticketed))
         return rendered
-
-
-def placeholder_ids(config: VllmConfig) -> dict[int, Modality]:
-    """The placeholder token ids that the model's own config names."""
-    hf_config = config.model_config.hf_config.to_dict()
-    return {hf_config[name]: modality for name, modality in _PLACEHOLDER_FIELDS.items() if hf_config.get(name)}
 
 
 def _options(kwargs: Mapping[str, object] | None) -> tuple[tuple[str, OptionValue], ...]:
