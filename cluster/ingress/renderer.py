@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict, cast
 
 from vllm.config import VllmConfig
@@ -64,7 +64,7 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         *,
         mm_processor_kwargs: Mapping[str, object] | None = None,
         mm_uuids: object = None,
-        media_io_kwargs: object = None,
+        media_io_kwargs: Mapping[str, Mapping[str, object]] | None = None,
         skip_mm_cache: bool = False,
     ) -> EngineInput:
         """The engine input of a prompt whose media are `media`, by modality in the order of their placeholders."""
@@ -73,7 +73,9 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         if len(carried) < len(flat):
             raise VLLMValidationError("a media part has no content; items named by uuid alone are not kept here")
         try:
-            ticketed = await self._pipeline.encode(current_request(), carried, _options(mm_processor_kwargs))
+            ticketed = await self._pipeline.encode(
+                current_request(), carried, _options(mm_processor_kwargs, media_io_kwargs, media)
+            )
         except TriptychError as error:
             raise http_error(error) from error
         tickets: dict[Modality, list[EncodeTicket]] = {}
@@ -86,9 +88,17 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         return rendered
 
 
-def _options(kwargs: Mapping[str, object] | None) -> tuple[tuple[str, OptionValue], ...]:
+def _options(
+    processor_kwargs: Mapping[str, object] | None,
+    loader_kwargs: Mapping[str, Mapping[str, object]] | None,
+    modalities: Iterable[str],
+) -> tuple[tuple[str, OptionValue], ...]:
+    """The request's options for the encoder: vLLM's for the processor, and over them those for loading these media."""
+    given = dict(processor_kwargs or {})
+    for modality in modalities:
+        given |= (loader_kwargs or {}).get(modality, {})
     options: list[tuple[str, OptionValue]] = []
-    for name, value in sorted((kwargs or {}).items()):
+    for name, value in sorted(given.items()):
         if not isinstance(value, int | float | str | bool):
             raise VLLMValidationError(f"mm_processor_kwargs.{name} must be a number, a string or a boolean")
         options.append((name, value))

@@ -96,7 +96,9 @@ class InProcessDecode:
 
 
 @contextlib.asynccontextmanager
-async def served(config: TriptychConfig, encoder: EncoderWorker, decode: InProcessDecode) -> AsyncIterator[httpx.AsyncClient]:
+async def served(
+    config: TriptychConfig, encoder: EncoderWorker, decode: InProcessDecode
+) -> AsyncIterator[httpx.AsyncClient]:
     """The application on a port, until the block ends."""
     leases = EmbeddingClient(embedding_fingerprint(config), ClientSettings())
 
