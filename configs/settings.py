@@ -200,7 +200,11 @@ class LimitsConfig(Settings):
         description="Media items per prompt, by modality.",
     )
     item_bytes: ByteSize = Field(64 * 2**20, description="Bytes of one media item, decoded from base64 or fetched.")
-    pixels: PixelCount = Field(50_000_000, description="Pixels of one picture, read from its header before decoding.")
+    pixels: PixelCount = Field(
+        50_000_000, description="Pixels of one picture or frame, read from its header before decoding."
+    )
+    video_frames: int = Field(768, ge=1, description="Frames shown of one video.")
+    video_s: float = Field(600.0, gt=0, description="Seconds that one video file may last.")
     fetch_timeout_s: float = Field(20.0, gt=0, description="Time to fetch one media URL, redirects included.")
     deadline_s: float = Field(300.0, gt=0, description="Time a request has from arrival to its last token.")
     encode_attempts: int = Field(3, ge=1, description="Encodes of one item before a retryable failure becomes final.")

@@ -1,17 +1,26 @@
 """Videos that arrive as a sequence of images: the payload of a `data:video/jpeg;base64,` URL, frames joined by commas.
 
-Container files (MP4 and the like) are not taken: which frames of one are shown is for the caller to choose.
+Video files (MP4 and the like) are read by `encoder_workers.video_files`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
 
 from encoder_workers.images import ImageSize, read_image_size
 from encoder_workers.media import Limits
 from transfer.errors import BadMedia, LimitExceeded
+
+_BASE64_AND_COMMA = re.compile(rb"[A-Za-z0-9+/=,]*")
+_SNIFFED_BYTES = 64
+
+
+def is_frame_sequence(data: bytes) -> bool:
+    """Whether this is such a payload, by its first bytes; video files have others than base64's among theirs."""
+    return _BASE64_AND_COMMA.fullmatch(data[:_SNIFFED_BYTES]) is not None
 
 
 @dataclass(frozen=True)

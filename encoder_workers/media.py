@@ -30,7 +30,9 @@ class Limits:
     tokens: int = 32_768
     """Placeholder tokens of one item."""
     frames: int = 768
-    """Frames of one video."""
+    """Frames shown of one video."""
+    video_s: float = 600.0
+    """Seconds that one video file lasts."""
 
 
 @dataclass(frozen=True)

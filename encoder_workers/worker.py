@@ -111,7 +111,12 @@ class EncoderWorker:
                 dtype=config.encoder_dtype,
                 ranks=config.encoder.ranks_per_replica,
                 ops=config.encoder.ops,
-                limits=Limits(item_bytes=limits.item_bytes, pixels=limits.pixels),
+                limits=Limits(
+                    item_bytes=limits.item_bytes,
+                    pixels=limits.pixels,
+                    frames=limits.video_frames,
+                    video_s=limits.video_s,
+                ),
             )
         except BaseException:
             self._server.close()

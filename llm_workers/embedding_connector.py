@@ -17,6 +17,7 @@ from vllm.distributed.ec_transfer.ec_connector.base import ECConnectorBase, ECCo
 from vllm.platforms import current_platform
 from vllm.v1.request import RequestStatus
 
+from llm_workers import deepstack
 from llm_workers.embedding_needs import EmbeddingNeeds
 from llm_workers.embedding_params import parse_params
 from llm_workers.embedding_path import EmbeddingPath
@@ -44,6 +45,8 @@ class TriptychConnector(ECConnectorBase):  # type: ignore[misc]
         super().__init__(vllm_config=vllm_config, role=role)
         self._to_load: list[str] = []
         self._needs: EmbeddingNeeds | None = None
+        if role is ECConnectorRole.WORKER:
+            deepstack.install()  # vLLM makes the worker's connector before it loads the model
         if role is ECConnectorRole.SCHEDULER:
             path = EmbeddingPath(**vllm_config.ec_transfer_config.ec_connector_extra_config)
             key_file = Path(path.curve_key_file) if path.curve_key_file else None

@@ -25,7 +25,7 @@ def engine_input(prompt: Prompt) -> EngineInput:
     for item in prompt.items:
         kwargs.setdefault(item.modality, []).append(_kwargs_item(item))
         hashes.setdefault(item.modality, []).append(item.key)
-        ranges.setdefault(item.modality, []).append(PlaceholderRange(offset=item.offset, length=item.length))
+        ranges.setdefault(item.modality, []).append(_range(item))
     return mm_input(
         list(prompt.token_ids),
         MultiModalKwargsItems(kwargs),
@@ -34,6 +34,16 @@ def engine_input(prompt: Prompt) -> EngineInput:
         prompt=prompt.text,
         cache_salt=prompt.cache_salt,
     )
+
+
+def _range(item: PromptItem) -> PlaceholderRange:
+    """Where the item stands, and which tokens of it are replaced by rows of its embedding."""
+    if not item.embed_runs:
+        return PlaceholderRange(offset=item.offset, length=item.length)
+    is_embed = torch.zeros(item.length, dtype=torch.bool)
+    for start, length in item.embed_runs:
+        is_embed[start : start + length] = True
+    return PlaceholderRange(offset=item.offset, length=item.length, is_embed=is_embed)
 
 
 def _kwargs_item(item: PromptItem) -> MultiModalKwargsItem:

@@ -22,6 +22,8 @@ class PromptItem:
         key: content key; also the name of the embedding in the engine's encoder cache and in its prefix cache.
         offset, length: range of placeholder tokens in `Prompt.token_ids`.
         metadata: what the language model needs besides the embedding, for example image_grid_thw.
+        embed_runs: (start, length) of the tokens in the range that rows of the embedding stand for; empty: all of
+            them. The others are text that belongs to the item, such as the times between the frames of a video.
     """
 
     modality: Modality
@@ -29,6 +31,7 @@ class PromptItem:
     offset: int
     length: int
     metadata: tuple[Metadata, ...]
+    embed_runs: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

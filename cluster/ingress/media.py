@@ -22,6 +22,7 @@ from transfer import MediaItem, Modality
 
 CONNECTOR_NAME = "triptych"
 _LARGE_BYTES = 4 * 1024 * 1024
+_FRAME_SEQUENCE = "video/jpeg;base64"
 
 AskTicket = Callable[[MediaItem], "asyncio.Task[TicketedItem]"]
 _ask: ContextVar[AskTicket] = ContextVar("triptych_ask_ticket")
@@ -76,7 +77,7 @@ async def _item(modality: Modality, url: str) -> MediaItem:
             f"the {modality} URL must begin with http://, https:// or data:, not {url[:32]!r}",
             parameter=f"{modality}_url",
         )
-    data = await asyncio.to_thread(_decode, url) if len(url) > _LARGE_BYTES else _decode(url)
+    data = await asyncio.to_thread(_payload, url) if len(url) > _LARGE_BYTES else _payload(url)
     if data is None:
         raise VLLMValidationError(
             f"the {modality}'s data: URL is not valid; write data:<type>;base64,<data>", parameter=f"{modality}_url"
@@ -86,11 +87,16 @@ async def _item(modality: Modality, url: str) -> MediaItem:
     return MediaItem(modality, data=data)
 
 
-def _decode(url: str) -> bytes | None:
-    """The bytes of a data: URL (RFC 2397), or None when it is malformed."""
+def _payload(url: str) -> bytes | None:
+    """The bytes of a data: URL (RFC 2397), or None when it is malformed.
+
+    Of a sequence of frames, base64 files joined by commas, the payload as it is: the encoder takes it apart.
+    """
     header, comma, body = url[len("data:") :].partition(",")
     if not comma:
         return None
+    if header.lower() == _FRAME_SEQUENCE:
+        return body.encode()
     if not header.endswith(";base64"):
         return unquote_to_bytes(body)
     try:

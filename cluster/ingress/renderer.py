@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, TypedDict, cast
 
@@ -17,21 +18,13 @@ from vllm.tokenizers import cached_tokenizer_from_config
 
 from cluster.ingress.errors import http_error
 from cluster.ingress.media import CarriedItem, asking_with
+from cluster.ingress.placeholder_rules import placeholder_rules
 from cluster.ingress.placeholders import expand_placeholders
 from cluster.ingress.scope import current_request
 from cluster.pipeline import Pipeline, TicketedItem
 from llm_workers.engine_input import engine_input
 from llm_workers.messages import Prompt
-from transfer import EncodeTicket, Modality, OptionValue, TriptychError
-
-_PLACEHOLDER_FIELDS: dict[str, Modality] = {
-    "image_token_id": "image",
-    "image_token_index": "image",
-    "video_token_id": "video",
-    "video_token_index": "video",
-    "audio_token_id": "audio",
-    "audio_token_index": "audio",
-}
+from transfer import EncodeTicket, MediaItem, Modality, OptionValue, TriptychError
 
 
 class TicketedInput(TypedDict):
@@ -53,9 +46,11 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
     """Renders text and placeholders only; the number of placeholder tokens comes from the tickets."""
 
     def __init__(self, config: VllmConfig, pipeline: Pipeline) -> None:
-        super().__init__(config, cached_tokenizer_from_config(config.model_config))
+        tokenizer = cached_tokenizer_from_config(config.model_config)
+        super().__init__(config, tokenizer)
         self._pipeline = pipeline
-        self._placeholder_ids = placeholder_ids(config)
+        self._tokenizer_of_prompts = tokenizer
+        self._rules = placeholder_rules(config, tokenizer)
         # The seam: vLLM awaits this attribute to process media, and nothing else of it touches pixels.
         self._process_multimodal_async = self._take_tickets
 
@@ -71,8 +66,12 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         self, messages: list[ChatCompletionMessageParam], params: ChatParams
     ) -> tuple[list[ConversationMessage], DictPrompt]:
         """vLLM's rendering, while which the tickets of the messages' media are being got."""
-        options = _options(params.mm_processor_kwargs)
-        with asking_with(lambda media: self._pipeline.ask(current_request(), media, options)):
+
+        def ask(media: MediaItem) -> asyncio.Task[TicketedItem]:
+            loader_kwargs = (params.media_io_kwargs or {}).get(media.modality)
+            return self._pipeline.ask(current_request(), media, _options(params.mm_processor_kwargs, loader_kwargs))
+
+        with asking_with(ask):
             rendered: tuple[list[ConversationMessage], DictPrompt] = await super().render_messages_async(
                 messages, params
             )
@@ -83,7 +82,7 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         token_ids: list[int],
         media: Mapping[str, list[CarriedItem | None]],
         *,
-        mm_processor_kwargs: Mapping[str, object] | None = None,
+        mm_processor_kwargs: object = None,
         mm_uuids: object = None,
         media_io_kwargs: object = None,
         skip_mm_cache: bool = False,
@@ -101,22 +100,19 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         tickets: dict[Modality, list[EncodeTicket]] = {}
         for item in ticketed:
             tickets.setdefault(item.media.modality, []).append(item.ticket)
-        expanded, prompt_items = expand_placeholders(token_ids, self._placeholder_ids, tickets)
+        expanded, prompt_items = expand_placeholders(token_ids, self._rules, tickets, self._tokenizer_of_prompts)
         prompt = Prompt(expanded, prompt_items)
         rendered = engine_input(prompt)
         cast(dict[str, Any], rendered)[TICKETED_KEY] = TicketedInput(prompt=prompt, items=tuple(ticketed))
         return rendered
 
 
-def placeholder_ids(config: VllmConfig) -> dict[int, Modality]:
-    """The placeholder token ids that the model's own config names."""
-    hf_config = config.model_config.hf_config.to_dict()
-    return {hf_config[name]: modality for name, modality in _PLACEHOLDER_FIELDS.items() if hf_config.get(name)}
-
-
-def _options(kwargs: Mapping[str, object] | None) -> tuple[tuple[str, OptionValue], ...]:
+def _options(
+    processor_kwargs: Mapping[str, object] | None, loader_kwargs: Mapping[str, object] | None
+) -> tuple[tuple[str, OptionValue], ...]:
+    """An item's options for the encoder: vLLM's for the processor, and over them those for loading such media."""
     options: list[tuple[str, OptionValue]] = []
-    for name, value in sorted((kwargs or {}).items()):
+    for name, value in sorted({**(processor_kwargs or {}), **(loader_kwargs or {})}.items()):
         if not isinstance(value, int | float | str | bool):
             raise VLLMValidationError(f"mm_processor_kwargs.{name} must be a number, a string or a boolean")
         options.append((name, value))

@@ -54,7 +54,7 @@ def read_pixel_settings(
     `default_bounds` are (min_pixels, max_pixels) where the file names none. Raises CheckpointError for settings this
     preprocessing does not implement, rather than ignore them.
     """
-    reader = _processor_section(checkpoint, kind)
+    reader = processor_section(checkpoint, kind)
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not reader.flag(step, True):
             raise CheckpointError(f"{reader.where}: {step} is false, which is not supported")
@@ -76,7 +76,8 @@ def read_pixel_settings(
     )
 
 
-def _processor_section(checkpoint: Checkpoint, kind: ProcessorKind) -> ConfigReader:
+def processor_section(checkpoint: Checkpoint, kind: ProcessorKind) -> ConfigReader:
+    """The settings of the checkpoint's processor of this kind. Raises CheckpointError when it has none."""
     processor = checkpoint.read_json("processor_config.json")
     if processor is not None and f"{kind}_processor" in processor:
         return ConfigReader(processor, "processor_config.json").section(f"{kind}_processor")

@@ -1,6 +1,6 @@
 """Videos of the Qwen-VL families: target size of the frames, grid, and what the prompt is told about time.
 
-Formulas are those of Hugging Face's Qwen2VLVideoProcessor and Qwen3VLVideoProcessor for frames already sampled.
+Formulas are those of Hugging Face's Qwen2VLVideoProcessor and Qwen3VLVideoProcessor.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import Literal
 import torch
 
 from encoder_workers.checkpoint import Checkpoint
+from encoder_workers.families.frame_sampling import DEFAULT_SAMPLING, Clip, Sampling, sample_evenly, sample_in_steps
 from encoder_workers.families.qwen_pixels import (
     MAX_ASPECT_RATIO,
     PixelSettings,
     patchify,
+    processor_section,
     read_pixel_settings,
     target_size,
 )
@@ -23,12 +25,14 @@ from encoder_workers.frame_sequences import FrameSequence
 from encoder_workers.images import decode_image
 from encoder_workers.media import ItemMetadata, Limits
 from encoder_workers.resize import resize_bicubic
+from encoder_workers.video_files import VideoFile, decode_frames_at
 from transfer.errors import BadMedia
 from transfer.messages import Metadata
 
 # Pixel bounds: of each frame, or of the whole clip. Time: not told, seconds per grid step, or seconds of each step.
 VideoStyle = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
-DEFAULT_FPS = 1.0
+SEQUENCE_FPS = 1.0
+"""Rate at which the frames of a sequence were taken, where nobody says otherwise; as in vLLM."""
 _DEFAULT_BOUNDS: dict[VideoStyle, tuple[int, int]] = {
     "qwen2_vl": (128 * 28 * 28, 768 * 28 * 28),
     "qwen2_5_vl": (128 * 28 * 28, 768 * 28 * 28),
@@ -42,16 +46,31 @@ class VideoSettings:
 
     style: VideoStyle
     pixels: PixelSettings
+    sampling: Sampling = DEFAULT_SAMPLING
 
 
 def read_video_settings(checkpoint: Checkpoint, style: VideoStyle) -> VideoSettings:
     """From the checkpoint's video processor, or its image processor where it has no other. Raises CheckpointError."""
-    return VideoSettings(style, read_pixel_settings(checkpoint, kind="video", default_bounds=_DEFAULT_BOUNDS[style]))
+    pixels = read_pixel_settings(checkpoint, kind="video", default_bounds=_DEFAULT_BOUNDS[style])
+    reader, default = processor_section(checkpoint, "video"), DEFAULT_SAMPLING
+    sampling = Sampling(
+        fps=reader.number("fps", default.fps),
+        min_frames=reader.integer("min_frames", default.min_frames),
+        max_frames=reader.integer("max_frames", default.max_frames),
+    )
+    return VideoSettings(style, pixels, sampling)
 
 
-def video_metadata(num_frames: int, height: int, width: int, fps: float, settings: VideoSettings) -> ItemMetadata:
-    """The token formula: grid, number of tokens and times of a clip whose frames were taken `fps` a second."""
-    pixels = settings.pixels
+def sample(total: int, fps: float, settings: VideoSettings) -> Clip:
+    """The frames shown of a file of this many frames at this rate."""
+    if settings.style == "qwen3_vl":
+        return sample_evenly(total, fps, settings.sampling)
+    return sample_in_steps(total, fps, settings.sampling, settings.pixels.temporal_patch_size)
+
+
+def video_metadata(clip: Clip, height: int, width: int, settings: VideoSettings) -> ItemMetadata:
+    """The token formula: grid, number of tokens and times of the frames shown, each of this size."""
+    pixels, num_frames = settings.pixels, len(clip.indices)
     if settings.style == "qwen3_vl":
         target = _clip_target_size(num_frames, height, width, pixels)
     else:
@@ -63,23 +82,36 @@ def video_metadata(num_frames: int, height: int, width: int, fps: float, setting
     num_patches = math.prod(grid)
     prompt = [Metadata.of("video_grid_thw", grid)]
     if settings.style == "qwen2_5_vl":
-        prompt.append(Metadata.of("second_per_grid_ts", pixels.temporal_patch_size / fps))
+        prompt.append(Metadata.of("second_per_grid_ts", pixels.temporal_patch_size / clip.sampled_fps))
     elif settings.style == "qwen3_vl":
-        prompt.append(Metadata.of("timestamps", _step_times(num_frames, fps, pixels.temporal_patch_size)))
+        prompt.append(Metadata.of("timestamps", clip.step_times(pixels.temporal_patch_size)))
     return ItemMetadata("video", num_patches // pixels.merge_size**2, num_patches, tuple(prompt))
 
 
-def decode_frames(sequence: FrameSequence, grid: tuple[int, int, int], limits: Limits, patch_size: int) -> torch.Tensor:
+def decode_sequence(
+    sequence: FrameSequence, grid: tuple[int, int, int], limits: Limits, patch_size: int
+) -> torch.Tensor:
     """Frames [F, 3, H, W] in uint8 at their target size, resized one by one: at full size they could take gigabytes."""
-    height, width = grid[1] * patch_size, grid[2] * patch_size
     resized = []
     for index, frame in enumerate(sequence.frames):
         try:
             pixels = decode_image(frame, limits)
         except BadMedia as error:
             raise BadMedia(f"frame {index} of the video: {error.message}") from error
-        resized.append(resize_bicubic(pixels.permute(2, 0, 1)[None], height, width))
+        resized.append(_resized(pixels, grid, patch_size))
     return torch.cat(resized)
+
+
+def decode_file(
+    data: bytes, file: VideoFile, clip: Clip, grid: tuple[int, int, int], limits: Limits, patch_size: int
+) -> torch.Tensor:
+    """As `decode_sequence`, of the frames of a file that are shown."""
+    frames = decode_frames_at(data, file, clip.indices, limits)
+    return torch.cat([_resized(pixels, grid, patch_size) for pixels in frames])
+
+
+def _resized(pixels_HWC: torch.Tensor, grid: tuple[int, int, int], patch_size: int) -> torch.Tensor:
+    return resize_bicubic(pixels_HWC.permute(2, 0, 1)[None], grid[1] * patch_size, grid[2] * patch_size)
 
 
 def video_patches(frames_FCHW: torch.Tensor, settings: VideoSettings) -> torch.Tensor:
@@ -110,9 +142,3 @@ def _clip_target_size(num_frames: int, height: int, width: int, pixels: PixelSet
         target_height = math.ceil(height * grow / factor) * factor
         target_width = math.ceil(width * grow / factor) * factor
     return target_height, target_width
-
-
-def _step_times(num_frames: int, fps: float, temporal: int) -> list[float]:
-    """Seconds of each temporal step: the middle of its first and last frame; the last frame is repeated to fill."""
-    frames = [*range(num_frames), *[num_frames - 1] * (-num_frames % temporal)]
-    return [(frames[i] / fps + frames[i + temporal - 1] / fps) / 2 for i in range(0, len(frames), temporal)]

@@ -110,7 +110,8 @@ def test_bad_videos_are_named() -> None:
     mp4 = b"\x00\x00\x00\x18ftypmp42" + bytes(64)
     for data, message in (
         (b"", "empty"),
-        (mp4, "part 0 of 1 is not base64"),
+        (mp4, "damaged or in no known format"),
+        (good + b",????", "part 1 of 2 is not base64"),
         (good, "no fewer than 2"),
         (good + b"," + other, "frame 1 of the video is 44x40, frame 0 40x40"),
         (good + b"," + base64.b64encode(b"junk"), "frame 1 of the video: the data is not an image"),

@@ -1,0 +1,1 @@
+"""Small random checkpoints, one module per model family."""
