@@ -75,7 +75,9 @@ class StageConfig(Settings):
 class EncoderConfig(StageConfig):
     """The encode stage: towers without a language model."""
 
-    ranks_per_replica: int = Field(1, ge=1, description="Sequence-parallel ranks of one encoder replica.")
+    ranks_per_replica: int = Field(
+        1, ge=1, description="Sequence-parallel ranks of one encoder replica, all on one node."
+    )
     engine: Literal["native"] = Field("native", description="Whose tower runs: Triptych's own ('native').")
     ops: str | dict[str, str] = Field(
         "auto", description="Kernel backend: 'auto' (by device), a backend's name, or a table op -> backend."

@@ -117,6 +117,21 @@ async def test_an_item_alone_in_its_pass_is_the_same_to_the_bit(serve: Any, pict
     assert torch.equal(await service.fetch(await service.ticket(picture(7))), expected.tensor)
 
 
+async def test_a_group_of_ranks_serves_what_one_rank_does(serve: Any, picture: Any, checkpoint: Path) -> None:
+    """Through tickets and fetches, one large picture and small ones; the replica's end is its ranks' end."""
+    service = serve({"ranks_per_replica": 2})
+    media = [picture(0, 448, 448), *(picture(seed, 56, 28 * seed) for seed in range(1, 4))]
+    reply = await service.encode(*media)
+    encoder = load_encoder(checkpoint, dtype="float32")
+    for data, ticket in zip(media, reply.tickets, strict=True):
+        (expected,) = encoder.encode([Media("image", data)])
+        assert isinstance(expected, Embedding)
+        embedding = await service.fetch(ticket)
+        assert (embedding - expected.tensor).abs().max() < 1e-5 * expected.tensor.abs().max()
+    service.worker.check_health()
+    encoder.close()
+
+
 async def test_the_ticket_is_there_before_the_embedding(serve: Any, picture: Any) -> None:
     service = serve({"max_batch_wait_s": HOLD_S})
     ticket = await service.ticket(picture(1))

@@ -77,10 +77,10 @@ def test_attention_over_ranks_is_attention(num_ranks: int, num_heads: int) -> No
     for seed in range(40):
         lengths, bounds = random_case(draw, num_ranks)
         generator = torch.Generator().manual_seed(seed)
-        qkv = [torch.randn(3, sum(item), num_heads, 8, generator=generator) for item in lengths]
+        qkv = [torch.randn(3, sum(of_item), num_heads, 8, generator=generator) for of_item in lengths]
         expected = [
-            attention(*rows.unbind(0), Segments(tuple(item)), scale=0.3)
-            for rows, item in zip(qkv, lengths, strict=True)
+            attention(*rows.unbind(0), Segments(tuple(of_item)), scale=0.3)
+            for rows, of_item in zip(qkv, lengths, strict=True)
         ]
 
         def work(group, lengths=lengths, bounds=bounds, qkv=qkv):
