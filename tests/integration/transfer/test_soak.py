@@ -1,0 +1,12 @@
+"""Guards, for twenty seconds of random kills: wrong bytes, fetches without an outcome, leaks."""
+
+from benchmarks.soak import Soak
+
+SECONDS = 20.0
+
+
+def test_nothing_is_wrong_or_left_after_random_kills() -> None:
+    figures = Soak(seed=7).run(SECONDS)
+    assert figures.faults == []
+    assert figures.num_kills > 0
+    assert figures.outcomes["ok"] > 0
