@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from cluster.cli.ask import DEFAULT_URL
@@ -12,20 +13,24 @@ from cluster.cli.ask import DEFAULT_URL
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+_LIVE_INTERVAL_S = 2.0
+# Replicas tell Ray's exporter every 10 s what they counted; a shorter look at the metrics would mostly see nothing new.
+_ONCE_INTERVAL_S = 12.0
+_METRICS_WINDOW_S = 30.0
+
 
 def add_arguments(verbs: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this verb to the command line."""
     parser = verbs.add_parser("top", help="watch a running service", description=__doc__.partition("\n")[0])
     parser.add_argument("--url", default=DEFAULT_URL, metavar="BASE", help="the service (default: %(default)s)")
-    parser.add_argument(
-        "--interval", type=_seconds, default=2.0, metavar="S", help="between looks (default: %(default)s)"
-    )
+    parser.add_argument("--interval", type=_seconds, metavar="S", help="seconds between looks (default: 2; once: 12)")
     parser.add_argument("--once", action="store_true", help="print one view, of one interval, and end")
     parser.set_defaults(run=lambda parsed: run(parsed.url, parsed.interval, parsed.once))
 
 
-def run(url: str, interval_s: float, once: bool) -> int:
+def run(url: str, interval_s: float | None, once: bool) -> int:
     """Show until Ctrl-C; returns 1 when the service does not answer."""
+    interval_s = interval_s or (_ONCE_INTERVAL_S if once else _LIVE_INTERVAL_S)
     from rich.console import Console
     from rich.live import Live
 
@@ -34,17 +39,19 @@ def run(url: str, interval_s: float, once: bool) -> int:
 
     console = Console()
     try:
-        before = look(url)
+        looks = deque([look(url)])
         time.sleep(interval_s)
-        now = look(url)
+        looks.append(look(url))
         if once:
-            console.print(render(before, now))
+            console.print(render(looks))
             return 0
-        with Live(render(before, now), console=console, screen=True, auto_refresh=False) as live:
+        with Live(render(looks), console=console, screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(interval_s)
-                before, now = now, look(url)
-                live.update(render(before, now), refresh=True)
+                looks.append(look(url))
+                while len(looks) > 2 and looks[1].moment < looks[-1].moment - _METRICS_WINDOW_S:
+                    looks.popleft()
+                live.update(render(looks), refresh=True)
     except ServiceUnreachable as error:
         print(f"triptych top: {error}", file=sys.stderr)
         return 1

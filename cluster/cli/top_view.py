@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -16,13 +16,19 @@ from cluster.metrics import registry
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def render(before: Look, now: Look) -> RenderableType:
-    """The view of the time between two looks."""
+def render(looks: Sequence[Look]) -> RenderableType:
+    """The view of two looks or more, oldest first: replicas since the last but one, requests since the first."""
+    first, before, now = looks[0], looks[-2], looks[-1]
     parts: list[RenderableType] = [
-        Text(f"Triptych {now.topology} at {now.url}, the last {now.moment - before.moment:.1f} s"),
-        _requests(before, now),
+        Text(f"Triptych {now.topology} at {now.url}"),
+        _requests(first, now),
         *([_encoders(before, now)] if "encoder" in now.stages else []),
         _engines(before, now),
+        Text(
+            f"requests: the last {now.moment - first.moment:.0f} s, as far as exported; "
+            f"replicas: the last {now.moment - before.moment:.0f} s",
+            style="dim",
+        ),
     ]
     if now.problem is not None:
         parts.append(Text(f"without latencies: {now.problem}"))

@@ -156,20 +156,21 @@ ENGINE_SERIES = (
     "ray_vllm_num_requests_running",
     "ray_vllm_num_requests_waiting",
     "ray_vllm_kv_cache_usage_perc",
-    "ray_vllm_num_preemptions_total",
     "ray_vllm_prompt_tokens_total",
     "ray_vllm_generation_tokens_total",
     "ray_vllm_prefix_cache_queries_total",
-    "ray_vllm_prefix_cache_hits_total",
     "ray_vllm_time_to_first_token_seconds_bucket",
     "ray_vllm_inter_token_latency_seconds_bucket",
     "ray_vllm_request_queue_time_seconds_bucket",
 )
 """Those of vLLM's own series, with the labels `stage` and `ReplicaId`, that dashboards may count on."""
 
+ENGINE_EVENT_SERIES = ("ray_vllm_num_preemptions_total", "ray_vllm_prefix_cache_hits_total")
+"""More of them, which are there once such a thing has happened."""
+
 
 def series_names() -> Iterator[str]:
     """Every name that a query may use."""
     for metric in METRICS:
         yield from metric.series_names()
-    yield from ENGINE_SERIES
+    yield from (*ENGINE_SERIES, *ENGINE_EVENT_SERIES)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,11 @@ class Growth:
         """By how much, in sum over all series with these labels, as of the last look."""
         return self.after.total(f"ray_{name}", labels) - self._before.total(f"ray_{name}", labels)
 
-    def wait_until(self, settled: Callable[[], bool]) -> None:
-        """Look until `settled`."""
+    def wait_for(self, expected: Sequence[tuple[float, str, dict[str, str]]]) -> None:
+        """Look until every series has grown by what is expected, or by more."""
         deadline = time.monotonic() + _SETTLE_S
-        while not settled():
-            assert time.monotonic() < deadline, "the metrics never came to say so"
+        while short := [(name, labels) for amount, name, labels in expected if self.of(name, **labels) < amount]:
+            assert time.monotonic() < deadline, f"these never came to what they should: {short}"
             time.sleep(1.0)
             self.after = _samples(self._service)
 
@@ -73,38 +73,47 @@ def test_every_metric_is_exported_and_counts_rightly(service: Server) -> None:
     for number in (7001, 7002, 7001, None):  # a repeated picture, and a question without any
         assert _ask(service, _body(number, stream=True, ignore_eos=True)).ok
     assert _ask(service, _body(None, max_tokens=-1)).status_code == 400
-    grown.wait_until(
-        lambda: (
-            grown.of("triptych_requests_total") >= 5
-            and grown.of("triptych_stage_requests_total", stage="decode") >= 4
-            and grown.of("triptych_leases_ended_total") >= 3
-            and grown.of("vllm_generation_tokens_total", stage="decode") >= 4 * (_NUM_TOKENS - 1)
-        )
-    )
+    exact: list[tuple[float, str, dict[str, str]]] = [
+        (3, "triptych_requests_total", {"modality": "image", "outcome": "finished"}),
+        (1, "triptych_requests_total", {"modality": "text", "outcome": "finished"}),
+        (1, "triptych_requests_total", {"outcome": "rejected"}),
+        (3, "triptych_time_to_first_token_seconds_count", {"modality": "image"}),
+        (3, "triptych_time_per_output_token_seconds_count", {"modality": "image"}),
+        (3, "triptych_request_duration_seconds_count", {"modality": "image"}),
+        (1, "triptych_encoder_cache_hits_total", {}),
+        (2, "triptych_encoder_cache_misses_total", {}),
+        (2, "triptych_stage_requests_total", {"stage": "encoder", "outcome": "finished"}),
+        (2, "triptych_stage_queue_seconds_count", {"stage": "encoder"}),
+        (2, "triptych_stage_compute_seconds_count", {"stage": "encoder"}),
+        (3, "triptych_leases_ended_total", {"how": "released"}),
+    ]
+    for stage in ("prefill", "decode"):
+        exact += [
+            (4, "triptych_stage_requests_total", {"stage": stage, "outcome": "finished"}),
+            (4, "triptych_stage_compute_seconds_count", {"stage": stage}),
+            (4, "triptych_stage_queue_seconds_count", {"stage": stage}),
+            (4, "triptych_stage_calls_total", {"callee": stage, "outcome": "ok"}),
+        ]
+    generated = 4 * (_NUM_TOKENS - 1)  # at least: the first token is prefill's
+    at_least: list[tuple[float, str, dict[str, str]]] = [
+        (generated, "triptych_stage_tokens_total", {"stage": "decode", "kind": "generated"}),
+        (generated, "vllm_generation_tokens_total", {"stage": "decode"}),
+        (4, "vllm_generation_tokens_total", {"stage": "prefill"}),
+        (40, "triptych_stage_tokens_total", {"stage": "prefill", "kind": "prompt"}),
+        (100, "triptych_stage_bytes_total", {"stage": "encoder", "kind": "media"}),
+        (2, "triptych_stage_batch_size_count", {"stage": "encoder"}),
+        (4, "triptych_stage_batch_size_count", {"stage": "decode"}),
+    ]
+    grown.wait_for(exact + at_least)
+    assert {(name, *labels.values()): grown.of(name, **labels) for _, name, labels in exact} == {
+        (name, *labels.values()): amount for amount, name, labels in exact
+    }
     there = grown.after.names
     expected = [metric for metric in registry.METRICS if metric not in _OF_FAILURES]
     assert [metric.name for metric in expected if not there.issuperset(metric.series_names())] == []
     assert there.issuperset(registry.ENGINE_SERIES), set(registry.ENGINE_SERIES) - there
-
-    assert grown.of("triptych_requests_total", modality="image", outcome="finished") == 3
-    assert grown.of("triptych_requests_total", modality="text", outcome="finished") == 1
-    assert grown.of("triptych_requests_total", outcome="rejected") == 1
-    for part in ("time_to_first_token", "time_per_output_token", "request_duration"):
-        assert grown.of(f"triptych_{part}_seconds_count", modality="image") == 3, part
-        assert grown.of(f"triptych_{part}_seconds_sum", modality="image") > 0, part
-    assert grown.of("triptych_encoder_cache_hits_total") == 1
-    assert grown.of("triptych_encoder_cache_misses_total") == 2
-    assert grown.of("triptych_stage_requests_total", stage="encoder", outcome="finished") == 2
-    assert grown.of("triptych_stage_queue_seconds_count", stage="encoder") == 2
-    assert grown.of("triptych_stage_bytes_total", stage="encoder", kind="media") > 0
-    assert grown.of("triptych_leases_ended_total", how="released") == 3
-    for stage in ("prefill", "decode"):
-        assert grown.of("triptych_stage_requests_total", stage=stage, outcome="finished") == 4, stage
-        assert grown.of("triptych_stage_compute_seconds_count", stage=stage) == 4, stage
-        assert grown.of("triptych_stage_calls_total", callee=stage, outcome="ok") == 4, stage
-        assert grown.of("vllm_generation_tokens_total", stage=stage) > 0, stage
-    assert grown.of("triptych_stage_tokens_total", stage="decode", kind="generated") >= 4 * (_NUM_TOKENS - 1)
-    assert grown.of("triptych_stage_tokens_total", stage="prefill", kind="prompt") > 4
+    for name in ("time_to_first_token", "time_per_output_token", "request_duration"):
+        assert grown.of(f"triptych_{name}_seconds_sum", modality="image") > 0, name
     assert all(0 <= sample.value <= 1 for sample in grown.after.of("ray_triptych_kv_cache_use_ratio", {}))
 
 

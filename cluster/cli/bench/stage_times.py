@@ -11,8 +11,11 @@ from cluster.metrics import registry
 from cluster.metrics.scrape import Samples, ScrapeFailed, scrape
 
 _TIMEOUT_S = 10.0
-# Replicas tell Ray's exporter what they counted every few seconds.
-_EXPORT_S = 6.0
+_STAGES = ("encoder", "prefill", "decode")
+# Each replica tells Ray's exporter every 10 s what it counted, unless Ray was started otherwise.
+_QUIET_S = 12.5
+_POLL_S = 2.5
+_SETTLE_S = 60.0
 
 
 class StageTimes:
@@ -26,23 +29,40 @@ class StageTimes:
         """Mean times per stage since this object was made; empty when they cannot be had."""
         if self._before is None:
             return {}
-        time.sleep(_EXPORT_S)
-        after = self._read()
+        after = self._settled()
         if after is None:
             return {}
         times = {}
-        for stage in ("encoder", "prefill", "decode"):
+        for stage in _STAGES:
             queue_s = _mean(registry.QUEUE_TIME, stage, self._before, after)
             compute_s = _mean(registry.COMPUTE_TIME, stage, self._before, after)
             if queue_s is not None and compute_s is not None:
                 times[stage] = StageTime(queue_s, compute_s)
         return times
 
+    def _settled(self) -> Samples | None:
+        """The metrics once they have not changed for as long as a replica may keep news to itself."""
+        deadline = time.monotonic() + _SETTLE_S
+        samples = self._read()
+        quiet_since = time.monotonic()
+        while samples is not None and time.monotonic() < min(quiet_since + _QUIET_S, deadline):
+            time.sleep(_POLL_S)
+            newer = self._read()
+            if newer is not None and _work(newer) != _work(samples):
+                quiet_since = time.monotonic()
+            samples = newer
+        return samples
+
     def _read(self) -> Samples | None:
         try:
             return scrape(self._endpoints, _TIMEOUT_S) if self._endpoints else None
         except ScrapeFailed:
             return None
+
+
+def _work(samples: Samples) -> list[float]:
+    """How much each stage has computed since its start."""
+    return [samples.total(f"{registry.COMPUTE_TIME.exported_name}_count", {"stage": stage}) for stage in _STAGES]
 
 
 def _mean(metric: registry.Metric, stage: str, before: Samples, after: Samples) -> float | None:

@@ -48,7 +48,7 @@ def test_every_query_groups_by_labels_that_there_are() -> None:
         name: {*registry.COMMON_LABELS, *metric.labels, "le"}
         for metric in registry.METRICS
         for name in metric.series_names()
-    } | {name: {"stage", "ReplicaId", "le"} for name in registry.ENGINE_SERIES}
+    } | {name: {"stage", "ReplicaId", "le"} for name in (*registry.ENGINE_SERIES, *registry.ENGINE_EVENT_SERIES)}
     for query in _queries():
         groups = {label.strip() for group in _BY.findall(query) for label in group.split(",")}
         for name in series_of(query):
