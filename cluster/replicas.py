@@ -26,7 +26,8 @@ from cluster.ray_stages import RayDecodeStage, RayEncoderStage, RayPrefillStage
 from cluster.replica_process import ReplicaProcess, metrics_endpoints
 from cluster.request_logs import log_as
 from configs import TriptychConfig, embedding_fingerprint
-from encoder_workers.worker import EncoderStats, EncoderWorker
+from encoder_workers.stats import EncoderStats
+from encoder_workers.worker import EncoderWorker
 from llm_workers.engine_config import EngineRole
 from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
 from llm_workers.worker import LLMStats, LLMWorker

@@ -23,6 +23,7 @@ from encoder_workers.embedding_server import start_server
 from encoder_workers.encoder import load_encoder
 from encoder_workers.fetch import FetchLimits, MediaFetcher
 from encoder_workers.media import ItemMetadata, Limits, Media
+from encoder_workers.stats import EncoderStats
 from transfer import (
     BadMedia,
     Busy,
@@ -33,7 +34,6 @@ from transfer import (
     EncodeTicket,
     ItemFailure,
     MediaItem,
-    ServerStats,
     TriptychError,
     item_key,
     new_transfer_id,
@@ -48,30 +48,6 @@ class _Encoding:
     """One item being encoded, and the transfers that wait for it."""
 
     transfers: set[str] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderStats:
-    """What a worker holds and has counted. `process_id` tells replicas apart.
-
-    `last_begun` and `last_finished` are the monotonic moments of the last pass, 0 before the first.
-    """
-
-    process_id: int
-    num_leases: int
-    num_pending: int
-    num_encoded: int
-    num_failed: int
-    num_waiting: int
-    num_tokens: int
-    num_cache_hits: int
-    num_cache_misses: int
-    cached_bytes: int
-    taken_bytes: int
-    encoded_bytes: int
-    last_begun: float
-    last_finished: float
-    server: ServerStats
 
 
 def _ignore(times: BatchTimes) -> None:

@@ -7,7 +7,7 @@ from cluster.metrics.follower import Reading
 from cluster.metrics.instruments import Instruments
 from cluster.tracing import Tracing
 from encoder_workers.batcher import BatchTimes
-from encoder_workers.worker import EncoderStats
+from encoder_workers.stats import EncoderStats
 from llm_workers.observer import EndedRequest
 from llm_workers.worker import LLMStats
 

@@ -58,12 +58,32 @@ async def _ask_all(service: Server) -> list[list[int]]:
 @pytest.mark.timeout(900)
 def test_200_requests_at_once(service: Server, reference: OpenAI) -> None:
     expected = _expected(reference)
-    before = {stage: stage_status(service, stage) for stage in ("encoder", "prefill", "decode")}
     answers = asyncio.run(_ask_all(service))
     wrong = [number for number, tokens in enumerate(answers) if tokens != expected[number % _NUM_PICTURES]]
     assert not wrong
     wait_until_nothing_is_held(service)
-    assert all(len(replicas) == 2 for replicas in before.values())
+    for stage in ("encoder", "prefill", "decode"):
+        assert len(stage_status(service, stage)) == 2
+
+
+@pytest.mark.timeout(900)
+def test_memory_is_flat_under_load(service: Server) -> None:
+    """After loads that touch every page of the KV caches and fill the encoders' caches, more load takes no more memory.
+
+    Two measurements each are compared by their extremes, since a collection of garbage moves single ones by 20 MiB.
+    """
+
+    def after_a_load() -> int:
+        asyncio.run(_ask_all(service))
+        wait_until_nothing_is_held(service)
+        return service.memory_bytes()
+
+    for _ in range(2):
+        after_a_load()
+    before = [after_a_load() for _ in range(2)]
+    after = [after_a_load() for _ in range(2)]
+    grown_mib = (min(after) - max(before)) / 2**20
+    assert grown_mib < 16, [size >> 20 for size in before + after]
 
 
 def test_every_replica_gets_a_share(service: Server) -> None:
