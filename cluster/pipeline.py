@@ -5,7 +5,8 @@
     decode    prompt + KV      -> tokens
 
 A retryable failure before the first token is tried again elsewhere, `encode_attempts` times in all and within the
-request's deadline; after the first token it ends the stream. Every way out gives up every lease.
+request's deadline; after it, what is left of the sequence is generated elsewhere where that gives the same tokens, and
+the stream goes on. Every way out gives up every lease.
 """
 
 from __future__ import annotations
@@ -14,23 +15,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import SamplingParams
 
-from cluster.deadline import Deadline
+from cluster.continuation import Continuation
 from cluster.leases import RequestLeases
+from cluster.request import Generation, RequestContext, TicketedItem
 from cluster.stages import DecodeStage, EncoderStage, PrefillStage
-from cluster.trace import RequestTrace
-from llm_workers.messages import DecodeRequest, GenerateOptions, PrefillRequest, PrefillResult, Prompt
+from llm_workers.messages import DecodeRequest, PrefillRequest, PrefillResult
 from transfer import (
     DeadlineExceeded,
-    EmbeddingRef,
     EncodeReply,
     EncodeRequest,
-    EncodeTicket,
     MediaItem,
     Modality,
     OptionValue,
@@ -41,59 +39,6 @@ from transfer import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-class AskedTickets:
-    """The tickets that a request has asked for; its end cancels those that nobody waited for."""
-
-    def __init__(self) -> None:
-        self._tasks: list[asyncio.Task[TicketedItem]] = []
-
-    def add(self, task: asyncio.Task[TicketedItem]) -> None:
-        """Take one more."""
-        self._tasks.append(task)
-
-    def close(self) -> None:
-        """Cancel what still runs; a ticket that comes nevertheless is given up by the request's leases."""
-        for task in self._tasks:
-            if not task.cancel() and not task.cancelled():
-                task.exception()  # Seen, so that asyncio does not report it as lost.
-
-
-@dataclass(frozen=True, slots=True)
-class RequestContext:
-    """What belongs to one request on its whole way."""
-
-    request_id: str
-    tenant: str
-    deadline: Deadline
-    leases: RequestLeases
-    trace: RequestTrace
-    asked: AskedTickets
-
-
-@dataclass(frozen=True, slots=True)
-class TicketedItem:
-    """A media item and its ticket; the media is kept so that the item can be encoded again when an encoder dies."""
-
-    media: MediaItem
-    options: tuple[tuple[str, OptionValue], ...]
-    ticket: EncodeTicket
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One sequence to generate: a rendered prompt, the items in it, and how to sample."""
-
-    request_id: str
-    prompt: Prompt
-    items: tuple[TicketedItem, ...]
-    params: SamplingParams
-    options: GenerateOptions
-
-    def refs(self) -> tuple[EmbeddingRef, ...]:
-        """One reference per distinct item."""
-        return tuple({item.ticket.item_key: item.ticket.ref() for item in self.items}.values())
 
 
 class Pipeline:
@@ -143,20 +88,30 @@ class Pipeline:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def generate(self, context: RequestContext, generation: Generation) -> AsyncGenerator[RequestOutput, None]:
-        """The outputs of one sequence."""
-        for attempt in range(1, self._attempts + 1):
-            begun = False
+        """The outputs of one sequence.
+
+        Raises:
+            TriptychError: a stage failed terminally, or too often without a token in between.
+        """
+        continuation = Continuation(generation)
+        attempt = 1
+        while True:
+            num_tokens = continuation.num_tokens
             try:
                 async with contextlib.aclosing(self._attempt(context, generation)) as outputs:
                     async for output in outputs:
-                        begun = True
+                        continuation.add(output)
                         yield output
                 return
             except RetryableError as error:
-                if begun:
+                rest = continuation.rest()
+                if rest is None:
                     raise
+                if continuation.num_tokens > num_tokens:
+                    attempt = 1
                 await self._pause_or_raise(context, attempt, error)
-                generation = await self._with_live_tickets(context, generation, error)
+                attempt += 1
+                generation = await self._with_live_tickets(context, replace(rest, items=generation.items), error)
 
     async def _attempt(self, context: RequestContext, generation: Generation) -> AsyncGenerator[RequestOutput, None]:
         """Prefill, then decode; without a prefill stage decode computes the prompt itself."""

@@ -12,6 +12,7 @@ from typing import Any
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerFactory
 
 from configs import TriptychConfig
@@ -20,7 +21,7 @@ from llm_workers.embedding_path import EmbeddingPath
 from llm_workers.engine_config import EngineRole, engine_args, engine_environment
 from llm_workers.engine_input import engine_input
 from llm_workers.messages import GenerateOptions, KVParams, Prompt
-from transfer import DeadlineExceeded
+from transfer import DeadlineExceeded, WorkerLost
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class LanguageModelEngine:
 
         Raises:
             DeadlineExceeded: `timeout_s` passed; the request is aborted.
+            WorkerLost: the engine's process died.
         """
         engine = self._running()
         extra = dict(params.extra_args or {})
@@ -95,6 +97,8 @@ class LanguageModelEngine:
                     if deadline.passed and output.finished:
                         raise DeadlineExceeded("the request's time ended before its last token")
                     yield output
+        except EngineDeadError as error:
+            raise WorkerLost("the engine of this replica died") from error
         finally:
             deadline.close()
 

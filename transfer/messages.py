@@ -7,18 +7,16 @@ All are frozen and slotted; a value that cannot be right raises ValueError on co
 import enum
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
-from transfer.dtypes import DTYPE_BYTES
+from transfer.checks import Nested, flatten, require_embedding, require_positive
 from transfer.errors import TriptychError, error_from_code
 from transfer.plain import from_plain, to_plain
 
 Modality = Literal["image", "video", "audio"]
 OptionValue = int | float | str | bool
 _BLOCK_ID = re.compile("(?:[0-9a-f]{32})?")
-Nested: TypeAlias = "int | float | Sequence[Nested]"
 
 
 class Status(enum.Enum):
@@ -63,7 +61,7 @@ class EncodeRequest:
     traceparent: str | None = None
 
     def __post_init__(self) -> None:
-        _require_positive("timeout_s", self.timeout_s)
+        require_positive("timeout_s", self.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ class Metadata:
     @classmethod
     def of(cls, name: str, nested: Nested) -> "Metadata":
         """From a number or rectangular nested lists of numbers; ValueError when ragged."""
-        shape, values = _flatten(nested)
+        shape, values = flatten(nested)
         return cls(name, shape, values)
 
     def nested(self) -> Nested:
@@ -111,7 +109,7 @@ class EmbeddingRef:
     def __post_init__(self) -> None:
         if not self.endpoints or len(set(self.endpoints)) != len(self.endpoints):
             raise ValueError("endpoints must be present and distinct")
-        _require_embedding(self.num_tokens, self.width, self.dtype, self.expected_bytes)
+        require_embedding(self.num_tokens, self.width, self.dtype, self.expected_bytes)
 
     def to_dict(self) -> dict[str, object]:
         """Plain dict of strings, ints and lists."""
@@ -144,7 +142,7 @@ class EncodeTicket:
     fingerprint: str
 
     def __post_init__(self) -> None:
-        _require_embedding(self.num_tokens, self.width, self.dtype, self.expected_bytes)
+        require_embedding(self.num_tokens, self.width, self.dtype, self.expected_bytes)
 
     def ref(self) -> EmbeddingRef:
         """The part of the ticket that prefill needs."""
@@ -205,7 +203,7 @@ class FetchRequest:
     bell: str = ""
 
     def __post_init__(self) -> None:
-        _require_positive("timeout_s", self.timeout_s)
+        require_positive("timeout_s", self.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,27 +276,3 @@ class FailureReport:
     request_id: str
     code: str
     message: str
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-
-
-def _require_embedding(num_tokens: int, width: int, dtype: str, expected_bytes: int) -> None:
-    if dtype not in DTYPE_BYTES:
-        raise ValueError(f"unknown dtype {dtype!r}, expected one of {sorted(DTYPE_BYTES)}")
-    if num_tokens < 1 or width < 1:
-        raise ValueError(f"an embedding has at least one token and one column, got [{num_tokens}, {width}]")
-    if expected_bytes != num_tokens * width * DTYPE_BYTES[dtype]:
-        raise ValueError(f"expected_bytes {expected_bytes} does not fit [{num_tokens}, {width}] of {dtype}")
-
-
-def _flatten(nested: Nested) -> tuple[tuple[int, ...], tuple[int | float, ...]]:
-    if isinstance(nested, int | float):
-        return (), (nested,)
-    parts = [_flatten(part) for part in nested]
-    if len({shape for shape, _ in parts}) > 1:
-        raise ValueError("metadata must be rectangular")
-    inner = parts[0][0] if parts else ()
-    return (len(parts), *inner), tuple(value for _, values in parts for value in values)

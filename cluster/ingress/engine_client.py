@@ -24,7 +24,8 @@ from cluster.ingress.fan_out import merge_sequences
 from cluster.ingress.renderer import TicketedInput, TicketRenderer, ticketed_part
 from cluster.ingress.scope import current_request
 from cluster.ingress.status import StatusSource
-from cluster.pipeline import Generation, Pipeline, RequestContext
+from cluster.pipeline import Pipeline
+from cluster.request import Generation, RequestContext
 from llm_workers.messages import GenerateOptions, Prompt
 from transfer import TriptychError
 

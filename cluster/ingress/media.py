@@ -17,7 +17,7 @@ import pybase64
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
-from cluster.pipeline import TicketedItem
+from cluster.request import TicketedItem
 from transfer import MediaItem, Modality
 
 CONNECTOR_NAME = "triptych"

@@ -21,7 +21,8 @@ from cluster.ingress.media import CarriedItem, asking_with
 from cluster.ingress.placeholder_rules import placeholder_rules
 from cluster.ingress.placeholders import expand_placeholders
 from cluster.ingress.scope import current_request
-from cluster.pipeline import Pipeline, TicketedItem
+from cluster.pipeline import Pipeline
+from cluster.request import TicketedItem
 from llm_workers.engine_input import engine_input
 from llm_workers.messages import Prompt
 from transfer import EncodeTicket, MediaItem, Modality, OptionValue, TriptychError

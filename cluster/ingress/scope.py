@@ -15,7 +15,7 @@ from cluster.deadline import Deadline
 from cluster.ingress.observation import RequestObserver
 from cluster.ingress.request_id import IdentifiedRequest, refuse_request_id
 from cluster.leases import RequestLeases
-from cluster.pipeline import AskedTickets, RequestContext
+from cluster.request import AskedTickets, RequestContext
 from cluster.request_logs import log_as
 from cluster.trace import RequestTrace, TraceWriter
 from transfer import EmbeddingRef

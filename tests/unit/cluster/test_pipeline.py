@@ -8,11 +8,12 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from cluster.deadline import Deadline
 from cluster.leases import RequestLeases
-from cluster.pipeline import AskedTickets, Generation, Pipeline, RequestContext
+from cluster.pipeline import Pipeline
+from cluster.request import AskedTickets, Generation, RequestContext
 from cluster.trace import RequestTrace
 from llm_workers.messages import DecodeRequest, GenerateOptions, KVParams, PrefillRequest, PrefillResult, Prompt
 from transfer import (
@@ -84,11 +85,11 @@ class ScriptedPrefill:
 
 
 class ScriptedDecode:
-    """Yields two outputs; an error of its script comes before the first one, `late` after it."""
+    """Yields two outputs; an error of its script comes before the first one, one of `late` after it."""
 
-    def __init__(self, script: Script = (), late: TriptychError | None = None) -> None:
+    def __init__(self, script: Script = (), late: Script = ()) -> None:
         self.script = list(script)
-        self.late = late
+        self.late = list(late)
         self.requests: list[DecodeRequest] = []
         self.released: list[KVParams] = []
 
@@ -98,8 +99,9 @@ class ScriptedDecode:
         if error is not None:
             raise error
         yield _output("a", finished=False)
-        if self.late is not None:
-            raise self.late
+        late = self.late.pop(0) if self.late else None
+        if late is not None:
+            raise late
         yield _output("b", finished=True)
 
     async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
@@ -120,13 +122,13 @@ class Run:
     def _release(self, ref: EmbeddingRef) -> None:
         self.released[ref.transfer_id] += 1
 
-    async def generate(self, *urls: str) -> str:
+    async def generate(self, *urls: str, params: SamplingParams | None = None) -> str:
         """The text that comes out; leases are closed as at the end of a request."""
         try:
             media = [MediaItem("image", url=url) for url in urls]
             asked = [(item.modality, self.pipeline.ask(self.context, item, ())) for item in media]
             items = await self.pipeline.encode(self.context, asked)
-            generation = Generation("r", Prompt([1, 2]), tuple(items), SamplingParams(), GenerateOptions())
+            generation = Generation("r", Prompt([1, 2]), tuple(items), params or SamplingParams(), GenerateOptions())
             return "".join(
                 [output.outputs[0].text async for output in self.pipeline.generate(self.context, generation)]
             )
@@ -171,7 +173,7 @@ async def test_a_lost_decode_before_the_first_token_starts_again_from_the_encode
 
 
 async def test_no_retry_after_the_first_token() -> None:
-    prefill, decode = ScriptedPrefill(), ScriptedDecode(late=WorkerLost("dead"))
+    prefill, decode = ScriptedPrefill(), ScriptedDecode(late=[WorkerLost("dead")])
     run = Run(ScriptedEncoder(), prefill, decode)
     with pytest.raises(WorkerLost):
         await run.generate("x")
@@ -224,3 +226,38 @@ async def test_a_ticket_that_nobody_waits_for_is_given_up_with_the_request() -> 
     await asyncio.wait([failed], timeout=5)
     assert failed.cancelled()
     assert run.released == {"transfer-1": 1}
+
+
+async def test_a_stream_goes_on_elsewhere_after_the_tokens_it_has_given() -> None:
+    decode = ScriptedDecode(late=[WorkerLost("gone"), None])
+    run = Run(ScriptedEncoder(), ScriptedPrefill(), decode)
+    params = SamplingParams(max_tokens=8, min_tokens=3, temperature=0, output_kind=RequestOutputKind.DELTA)
+    assert await run.generate("x", params=params) == "aab"
+    first, second = decode.requests
+    assert (first.prompt.token_ids, first.params.max_tokens) == ([1, 2], 8)
+    assert (second.prompt.token_ids, second.params.max_tokens, second.params.min_tokens) == ([1, 2, 1], 7, 2)
+
+
+async def test_every_token_gives_a_stream_its_attempts_back() -> None:
+    decode = ScriptedDecode(late=[WorkerLost("gone")] * 5 + [None])
+    params = SamplingParams(max_tokens=20, temperature=0, output_kind=RequestOutputKind.DELTA)
+    run = Run(ScriptedEncoder(), ScriptedPrefill(), decode, attempts=2)
+    assert await run.generate(params=params) == "a" * 6 + "b"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(max_tokens=8, seed=3, output_kind=RequestOutputKind.DELTA),
+        SamplingParams(max_tokens=8, presence_penalty=0.5, output_kind=RequestOutputKind.DELTA),
+        SamplingParams(max_tokens=8, stop=["x"], output_kind=RequestOutputKind.DELTA),
+        SamplingParams(
+            max_tokens=8, structured_outputs=StructuredOutputsParams(regex="a+"), output_kind=RequestOutputKind.DELTA
+        ),
+    ],
+    ids=["seed", "penalty", "stop string", "grammar"],
+)
+async def test_a_sequence_that_cannot_be_split_ends_with_one_error(params: SamplingParams) -> None:
+    run = Run(ScriptedEncoder(), ScriptedPrefill(), ScriptedDecode(late=[WorkerLost("gone"), None]))
+    with pytest.raises(WorkerLost):
+        await run.generate(params=params)
