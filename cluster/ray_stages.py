@@ -17,7 +17,20 @@ from ray.serve.handle import DeploymentHandle
 from vllm.outputs import RequestOutput
 
 from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
-from transfer import Busy, EncodeReply, EncodeRequest, EncoderLost, RetryableError, TriptychError, WorkerLost
+from transfer import (
+    Busy,
+    DeadlineExceeded,
+    EncodeReply,
+    EncodeRequest,
+    EncoderLost,
+    RetryableError,
+    TriptychError,
+    WorkerLost,
+)
+
+# A replica ends an overdue request itself and says so; the caller waits that much longer for it.
+_GRACE_S = 5.0
+_RELEASE_TIMEOUT_S = 10.0
 
 
 class RayEncoderStage:
@@ -27,7 +40,7 @@ class RayEncoderStage:
         self._handle = _direct(handle)
 
     async def encode(self, request: EncodeRequest) -> EncodeReply:
-        reply: EncodeReply = await _single(self._handle.encode.remote(request), EncoderLost)
+        reply: EncodeReply = await _single(self._handle.encode.remote(request), EncoderLost, request.timeout_s)
         return reply
 
 
@@ -38,7 +51,7 @@ class RayPrefillStage:
         self._handle = _direct(handle)
 
     async def prefill(self, request: PrefillRequest) -> PrefillResult:
-        result: PrefillResult = await _single(self._handle.prefill.remote(request), WorkerLost)
+        result: PrefillResult = await _single(self._handle.prefill.remote(request), WorkerLost, request.timeout_s)
         return result
 
 
@@ -49,12 +62,13 @@ class RayDecodeStage:
         self._handle = _direct(handle)
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
-        async with contextlib.aclosing(_stream(self._handle.decode.remote(request), WorkerLost)) as outputs:
+        response = self._handle.decode.remote(request)
+        async with contextlib.aclosing(_stream(response, WorkerLost, request.timeout_s)) as outputs:
             async for output in outputs:
                 yield output
 
     async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
-        await _single(self._handle.release_kv.remote(request_id, kv_params), WorkerLost)
+        await _single(self._handle.release_kv.remote(request_id, kv_params), WorkerLost, _RELEASE_TIMEOUT_S)
 
 
 def _direct(handle: DeploymentHandle) -> DeploymentHandle:
@@ -64,24 +78,32 @@ def _direct(handle: DeploymentHandle) -> DeploymentHandle:
     )
 
 
-async def _single(response: Any, lost: type[RetryableError]) -> Any:
+async def _single(response: Any, lost: type[RetryableError], timeout_s: float) -> Any:
     """The one item of a call that streams a single one."""
-    async with contextlib.aclosing(_stream(response, lost)) as items:
+    async with contextlib.aclosing(_stream(response, lost, timeout_s)) as items:
         async for item in items:
             return item
     raise lost("a replica ended the call without an answer")
 
 
-async def _stream(response: Any, lost: type[RetryableError]) -> AsyncGenerator[Any, None]:
+async def _stream(response: Any, lost: type[RetryableError], timeout_s: float) -> AsyncGenerator[Any, None]:
     """The items of a Serve call; closing the generator before its end cancels the call.
+
+    Args:
+        timeout_s: time for the whole call; the replica keeps it itself, but not while the call waits for a replica.
 
     Raises:
         TriptychError: what the replica raised, or `lost` when it is gone.
+        DeadlineExceeded: `timeout_s` and a little passed.
     """
+    deadline = asyncio.get_running_loop().time() + timeout_s + _GRACE_S
     ended = False
     try:
-        async for item in response:
+        while True:
+            async with asyncio.timeout_at(deadline):
+                item = await anext(response)
             yield item
+    except StopAsyncIteration:
         ended = True
     except asyncio.CancelledError as error:
         if _is_cancelled_here():
@@ -89,8 +111,8 @@ async def _stream(response: Any, lost: type[RetryableError]) -> AsyncGenerator[A
         # The replica's own cancellation, passed on as an exception: it is being shut down.
         ended = True
         raise lost("a replica ended the call: it is shutting down") from error
-    except GeneratorExit:
-        raise
+    except TimeoutError as error:
+        raise DeadlineExceeded("the request's time ended while it waited for a replica") from error
     except Exception as error:
         ended = True
         raise _typed(error, lost) from error

@@ -138,6 +138,12 @@ class IngressConfig(StageConfig):
     """The HTTP front: vLLM's OpenAI application."""
 
     max_ongoing_requests: int = Field(1024, ge=1, description="Requests one ingress replica has under way at a time.")
+    max_admitted_requests: int = Field(
+        512, ge=1, description="Requests one ingress replica takes in before it answers 429 with Retry-After."
+    )
+    max_admitted_bytes: ByteSize = Field(
+        2**30, ge=2**20, description="Bytes of the bodies of the requests that one ingress replica takes in, likewise."
+    )
     tool_call_parser: str | None = Field(None, description="vLLM's tool parser for this model, for example 'hermes'.")
     reasoning_parser: str | None = Field(None, description="vLLM's reasoning parser for this model.")
     trace_file: Path | None = Field(

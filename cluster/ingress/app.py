@@ -15,6 +15,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from cluster.ingress.admission import Admission, AdmissionMiddleware
 from cluster.ingress.early_errors import EarlyErrorMiddleware
 from cluster.ingress.engine_client import PipelineClient
 from cluster.ingress.media import CONNECTOR_NAME
@@ -67,8 +68,13 @@ def build_openai_app(
 
     app.router.lifespan_context = lifespan
     # Around the application, not `add_middleware`: vLLM's builder has closed its middleware stack already.
+    admission = Admission(config.ingress.max_admitted_requests, config.ingress.max_admitted_bytes)
     return RequestScopeMiddleware(
-        EarlyErrorMiddleware(app), release, config.limits.deadline_s, TraceWriter(config.ingress.trace_file), observer
+        AdmissionMiddleware(EarlyErrorMiddleware(app), admission),
+        release,
+        config.limits.deadline_s,
+        TraceWriter(config.ingress.trace_file),
+        observer,
     )
 
 

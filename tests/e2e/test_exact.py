@@ -10,7 +10,7 @@ from openai import OpenAI
 from tests.e2e.conftest import MODEL_NAME, PictureHost
 from tests.e2e.questions import Question, questions
 
-_NUM_TOKENS = 12
+NUM_TOKENS = 12
 
 
 def ask(client: OpenAI, messages: list[dict[str, Any]], *, stream: bool) -> tuple[list[int], list[int]]:
@@ -18,13 +18,13 @@ def ask(client: OpenAI, messages: list[dict[str, Any]], *, stream: bool) -> tupl
     extra = {"return_token_ids": True, "ignore_eos": True}
     if not stream:
         answer: Any = client.chat.completions.create(
-            model=MODEL_NAME, messages=messages, max_tokens=_NUM_TOKENS, temperature=0, extra_body=extra
+            model=MODEL_NAME, messages=messages, max_tokens=NUM_TOKENS, temperature=0, extra_body=extra
         )
         return answer.prompt_token_ids, answer.choices[0].token_ids
     prompt_ids: list[int] = []
     token_ids: list[int] = []
     chunks: Any = client.chat.completions.create(
-        model=MODEL_NAME, messages=messages, max_tokens=_NUM_TOKENS, temperature=0, extra_body=extra, stream=True
+        model=MODEL_NAME, messages=messages, max_tokens=NUM_TOKENS, temperature=0, extra_body=extra, stream=True
     )
     for chunk in chunks:
         prompt_ids = getattr(chunk, "prompt_token_ids", None) or prompt_ids
@@ -41,7 +41,7 @@ def test_same_tokens_as_one_engine(
     expected_prompt, expected = ask(reference, messages, stream=False)
     prompt, tokens = ask(client, messages, stream=question.stream)
     assert prompt == expected_prompt
-    assert len(expected) == _NUM_TOKENS
+    assert len(expected) == NUM_TOKENS
     assert tokens == expected
 
 
