@@ -206,11 +206,11 @@ class Pipeline:
         """Wait before another try, or raise `error` when it was the last one."""
         if attempt == self._attempts:
             raise error
-        context.trace.retried(error.code)
         logger.info("request %s: attempt %d failed (%s), trying again", context.request_id, attempt, error)
         pause_s = 0.1 * 4 ** (attempt - 1)
         if pause_s >= context.deadline.remaining_s():
             raise error
+        context.trace.retried(error.code)
         await asyncio.sleep(pause_s)
 
 

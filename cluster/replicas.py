@@ -48,8 +48,8 @@ class EncoderReplica:
         config = TriptychConfig.model_validate(settings)
         self._process = ReplicaProcess("encoder", config.observability)
         observer = EncoderObserver(self._process.instruments, self._process.tracing)
-        self._worker = EncoderWorker(config, address_or_node(host), observer.pass_ended)
-        self._process.follow(lambda: encoder_readings(self._worker.stats()))
+        self._worker = worker = EncoderWorker(config, address_or_node(host), observer.pass_ended)
+        self._process.follow(lambda: encoder_readings(worker.stats()))
 
     async def encode(self, request: EncodeRequest) -> AsyncGenerator[EncodeReply, None]:
         log_as(request.request_id)
@@ -76,8 +76,8 @@ class LLMReplica:
         self._process = ReplicaProcess(role, config.observability)
         observer = EngineObserver(self._process.instruments, self._process.tracing, role)
         stat_loggers = [stage_stat_logger(role)] if config.observability.engine_metrics else []
-        self._worker = LLMWorker(config, role, address_or_node(host), observer, stat_loggers)
-        self._process.follow(lambda: engine_readings(self._worker.stats()))
+        self._worker = worker = LLMWorker(config, role, address_or_node(host), observer, stat_loggers)
+        self._process.follow(lambda: engine_readings(worker.stats()))
 
     async def prefill(self, request: PrefillRequest) -> AsyncGenerator[PrefillResult, None]:
         log_as(request.request_id)

@@ -79,7 +79,7 @@ class BatchTimes:
         return len(self.items)
 
 
-def _ignore(times: BatchTimes) -> None:
+def ignore_pass(times: BatchTimes) -> None:
     """Nobody watches the passes."""
 
 
@@ -104,7 +104,7 @@ class Batcher:
         max_wait_s: float,
         num_prepare_threads: int,
         to_host: Callable[[torch.Tensor], torch.Tensor] = _to_host,
-        on_pass: Callable[[BatchTimes], None] = _ignore,
+        on_pass: Callable[[BatchTimes], None] = ignore_pass,
     ) -> None:
         """Args:
         to_host: brings a finished embedding from the encoder's device to where it will be served from.

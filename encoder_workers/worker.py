@@ -17,7 +17,7 @@ from functools import partial
 import torch
 
 from configs import TriptychConfig, embedding_fingerprint
-from encoder_workers.batcher import Batcher, BatchTimes, EncodeJob, Outcome
+from encoder_workers.batcher import Batcher, BatchTimes, EncodeJob, Outcome, ignore_pass
 from encoder_workers.cache import EmbeddingCache
 from encoder_workers.embedding_server import start_server
 from encoder_workers.encoder import load_encoder
@@ -50,10 +50,6 @@ class _Encoding:
     transfers: set[str] = field(default_factory=set)
 
 
-def _ignore(times: BatchTimes) -> None:
-    """Nobody watches the passes."""
-
-
 class EncoderWorker:
     """One encoder replica.
 
@@ -62,7 +58,7 @@ class EncoderWorker:
     typed failure, a release or the end of its lease.
     """
 
-    def __init__(self, config: TriptychConfig, host: str, on_pass: Callable[[BatchTimes], None] = _ignore) -> None:
+    def __init__(self, config: TriptychConfig, host: str, on_pass: Callable[[BatchTimes], None] = ignore_pass) -> None:
         """Start.
 
         Args:

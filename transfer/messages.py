@@ -48,10 +48,7 @@ class MediaItem:
 
 @dataclass(frozen=True, slots=True)
 class EncodeRequest:
-    """Pipeline to encoder: encode these items. `timeout_s` is the time that remains for the whole request.
-
-    `traceparent` is the caller's place in a trace (W3C Trace Context), if the request is traced.
-    """
+    """Pipeline to encoder: encode these items, within `timeout_s`. `traceparent`: W3C Trace Context, if traced."""
 
     request_id: str
     items: tuple[MediaItem, ...]
@@ -113,8 +110,7 @@ class EmbeddingRef:
 
     def to_dict(self) -> dict[str, object]:
         """Plain dict of strings, ints and lists."""
-        plain: dict[str, object] = to_plain(self)
-        return plain
+        return dict(to_plain(self))
 
     @classmethod
     def from_dict(cls, data: object) -> "EmbeddingRef":

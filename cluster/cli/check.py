@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import difflib
-import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cluster.cli.quiet import quiet
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -40,7 +40,7 @@ def run(path: Path) -> int:
         print(error, file=sys.stderr)
         return 1
     print("\n".join(plan_lines(config, plan_deployments(config))), flush=True)
-    with _quiet():
+    with quiet():
         problems = unknown_engine_args(config)
     if problems:
         print("\n".join([f"{path} cannot be used:", *(f"  {problem}" for problem in problems)]), file=sys.stderr)
@@ -93,16 +93,6 @@ def unknown_engine_args(config: TriptychConfig) -> list[str]:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 problems.append(f"{stage_name}.engine_args.{argument}: not an argument of vllm.AsyncEngineArgs{hint}")
     return problems
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the news that vLLM logs about itself when it is imported."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _replicas(plan: DeploymentPlan) -> str:

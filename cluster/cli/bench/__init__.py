@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cluster.cli.quiet import quiet
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -40,7 +41,11 @@ def add_arguments(verbs: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the scenarios and report; returns 1 when the server cannot be asked, or answered no request of a scenario."""
-    logging.disable(logging.WARNING)  # Ray's and vLLM's news about themselves.
+    with quiet():
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from cluster.cli.bench.report import table_lines, to_html, to_json
     from cluster.cli.bench.target import TargetError, open_target
     from configs import ConfigError

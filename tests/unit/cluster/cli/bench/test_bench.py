@@ -142,3 +142,10 @@ def test_a_slip_in_scenarios_is_named(text: str, said: str, tmp_path: Path) -> N
 def test_a_scenario_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "http://127.0.0.1:9", "--only", "nothing"]) == 1
     assert "no scenario is named 'nothing'" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_served_is_said_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "no-such-file.yaml", "--only", "text"]) == 1
+    said = capsys.readouterr().err
+    assert "no-such-file.yaml could not be served" in said
+    assert "No such file or directory" in said
