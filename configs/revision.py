@@ -28,5 +28,8 @@ def model_revision(model: str) -> str:
 
 
 def embedding_fingerprint(config: TriptychConfig) -> str:
-    """The fingerprint of this service's embeddings: checkpoint and type of the values, 64 hex digits."""
+    """The fingerprint of this service's embeddings, 64 hex digits: checkpoint and type of the values.
+
+    Width and layout follow from the checkpoint's config.json, which is part of its revision.
+    """
     return hashlib.sha256(f"{model_revision(config.model)}:{config.encoder_dtype}".encode()).hexdigest()

@@ -155,8 +155,11 @@ class IngressConfig(StageConfig):
 class TransferConfig(Settings):
     """The embedding path between encoder and prefill."""
 
-    channels: tuple[Literal["shm", "zmq"], ...] = Field(
-        ("shm", "zmq"), min_length=1, description="Channels, best first: shm within a host, zmq over the network."
+    channels: tuple[Literal["shm", "zmq", "hccl"], ...] = Field(
+        ("shm", "zmq"),
+        min_length=1,
+        description="Channels, best first: shm within a host, zmq over the network, hccl from device to device over "
+        "torch.distributed (gloo, nccl or hccl by device; not encrypted).",
     )
     arena_bytes: ByteSize = Field(
         2**28, ge=2**20, description="Memory in /dev/shm that each encoder replica reserves for the shm channel."

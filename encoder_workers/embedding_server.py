@@ -30,7 +30,7 @@ def start_server(config: TriptychConfig, host: str, fingerprint: str) -> Embeddi
         checksum=transfer.checksum,
         curve=curve,
     )
-    channels = _channels(transfer)
+    channels = _channels(transfer, bind_host, config.device)
     try:
         return EmbeddingServer(fingerprint, settings, channels)
     except BaseException:
@@ -39,9 +39,9 @@ def start_server(config: TriptychConfig, host: str, fingerprint: str) -> Embeddi
         raise
 
 
-def _channels(transfer: TransferConfig) -> list[SendChannel]:
+def _channels(transfer: TransferConfig, host: str, device: str) -> list[SendChannel]:
     try:
-        return send_channels(transfer.channels, transfer.arena_bytes)
+        return send_channels(transfer.channels, transfer.arena_bytes, host, device)
     except OSError as error:
         raise ValueError(
             f"/dev/shm has no room for the {transfer.arena_bytes / _MIB:.0f} MiB of transfer.arena_bytes that each "

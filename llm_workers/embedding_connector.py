@@ -51,7 +51,8 @@ class TriptychConnector(ECConnectorBase):  # type: ignore[misc]
             path = EmbeddingPath(**vllm_config.ec_transfer_config.ec_connector_extra_config)
             key_file = Path(path.curve_key_file) if path.curve_key_file else None
             settings = ClientSettings(curve=cluster_key(key_file))
-            self._client = EmbeddingClient(path.fingerprint, settings, receive_channels(path.channels))
+            channels = receive_channels(path.channels, current_platform.device_type)
+            self._client = EmbeddingClient(path.fingerprint, settings, channels)
             self._store = EmbeddingStore(path.store_bytes)
             self._failures = FailureReporter(path.failure_endpoint)
             self._needs = EmbeddingNeeds(self._client, self._store, self._failures)

@@ -26,7 +26,7 @@ from transfer.errors import (
     error_from_code,
 )
 from transfer.failures import FailureCollector, FailureReporter
-from transfer.keys import fingerprint, host_id, item_key, new_transfer_id
+from transfer.keys import host_id, item_key, new_transfer_id
 from transfer.messages import (
     RETRYABLE,
     EmbeddingRef,
@@ -99,7 +99,6 @@ __all__ = [
     "dtype_name",
     "encode",
     "error_from_code",
-    "fingerprint",
     "host_id",
     "item_key",
     "new_transfer_id",

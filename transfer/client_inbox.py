@@ -3,6 +3,7 @@
 import queue
 import threading
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from transfer.messages import EmbeddingRef, Release, Renew
 from transfer.nearby import Allocate, ArrivedFuture
@@ -11,13 +12,14 @@ from transfer.wakeup import WakeUp
 
 @dataclass(frozen=True, slots=True)
 class FetchCommand:
-    """Fetch `ref` into `future` by `deadline` (monotonic seconds)."""
+    """Fetch `ref` into `future` by `deadline` (monotonic seconds), on other channels than `without`."""
 
     ref: EmbeddingRef
     deadline: float
     future: ArrivedFuture
     allocate: Allocate
     in_place: bool
+    without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,21 @@ class SendCommand:
     endpoints: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A channel's own thread has ended a reception of this fetch."""
+
+    fetch_id: int
+
+
+Command: TypeAlias = FetchCommand | SendCommand | Progress
+
+
 class Inbox:
     """Thread-safe. Once closed it takes nothing more; what is in it can still be taken out."""
 
     def __init__(self) -> None:
-        self._commands: queue.SimpleQueue[FetchCommand | SendCommand] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._wakeup = WakeUp()
         self._closed = False
@@ -42,7 +54,7 @@ class Inbox:
         """Readable when there may be something to take, or the inbox was closed."""
         return self._wakeup.fileno()
 
-    def put(self, command: FetchCommand | SendCommand) -> bool:
+    def put(self, command: Command) -> bool:
         """False when closed."""
         with self._lock:
             if self._closed:
@@ -52,7 +64,7 @@ class Inbox:
         self._wakeup.ring()
         return True
 
-    def take(self) -> FetchCommand | SendCommand | None:
+    def take(self) -> Command | None:
         """The next command, or None when there is none."""
         try:
             return self._commands.get_nowait()

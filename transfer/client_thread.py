@@ -12,7 +12,7 @@ import zmq
 from transfer.channels.arena_reader import HeldBlock
 from transfer.channels.base import ReceiveChannel
 from transfer.channels.shm_channel import ShmReceiveChannel
-from transfer.client_inbox import FetchCommand, Inbox, SendCommand
+from transfer.client_inbox import FetchCommand, Inbox, Progress, SendCommand
 from transfer.codec import decode, encode
 from transfer.curve import CurveKey
 from transfer.doorbell import Doorbell
@@ -25,9 +25,8 @@ from transfer.errors import (
     TriptychError,
     VersionMismatch,
 )
-from transfer.keys import host_id
 from transfer.link import Link
-from transfer.messages import Chunk, FetchReply, FetchRequest
+from transfer.messages import Chunk, FetchReply
 from transfer.nearby import Arrived, ArrivedFuture, Nearby
 from transfer.rate_limit import LimitedLog
 from transfer.reception import Fetch
@@ -58,6 +57,8 @@ class ClientThread:
         self._fingerprint = fingerprint
         self._curve = curve
         self._channels = {channel.name: channel for channel in channels}
+        for channel in channels:
+            channel.on_progress = lambda fetch_id: self._inbox.put(Progress(fetch_id)) and None
         self._liveness_s = liveness_s
         self._inbox = Inbox()
         self._nearby = nearby
@@ -141,8 +142,10 @@ class ClientThread:
         while (command := self._inbox.take()) is not None:
             if isinstance(command, FetchCommand):
                 self._begin(command)
-            else:
+            elif isinstance(command, SendCommand):
                 self._send(command)
+            else:
+                self._progress(command.fetch_id)
 
     def _begin(self, command: FetchCommand) -> None:
         timeout_s = command.deadline - time.monotonic()
@@ -151,20 +154,13 @@ class ClientThread:
             return
         fetch_id, self._next_fetch_id = self._next_fetch_id, self._next_fetch_id + 1
         ref = command.ref
-        self._fetches[fetch_id] = Fetch(
-            fetch_id, ref, command.deadline, command.future, command.allocate, command.in_place
-        )
+        fetch = Fetch(fetch_id, ref, command.deadline, command.future, command.allocate, command.in_place)
+        fetch.without = command.without
+        self._fetches[fetch_id] = fetch
         heapq.heappush(self._deadlines, (command.deadline, fetch_id))
-        request = FetchRequest(
-            fetch_id=fetch_id,
-            transfer_id=ref.transfer_id,
-            item_key=ref.item_key,
-            fingerprint=self._fingerprint,
-            host_id=host_id(),
-            channels=tuple(self._channels),
-            timeout_s=timeout_s,
-            bell="" if self._bell is None else self._bell.name,
-        )
+        channels = tuple(name for name in self._channels if name not in command.without)
+        bell = "" if self._bell is None else self._bell.name
+        request = fetch.request(self._fingerprint, channels, timeout_s, bell)
         frame = encode(request)
         for endpoint in ref.endpoints:
             try:
@@ -227,6 +223,32 @@ class ClientThread:
         if arrived is not None:
             self._finish(fetch.fetch_id, arrived)
 
+    def _progress(self, fetch_id: int) -> None:
+        """A channel's own thread ended a reception: finish the fetch, or ask again on the channels that remain."""
+        fetch = self._fetches.get(fetch_id)
+        if fetch is None:
+            return
+        try:
+            if fetch.failures():
+                self._ask_without(fetch)
+                return
+            arrived = fetch.result() if fetch.progress() else None
+        except TriptychError as error:
+            self._finish(fetch_id, error)
+            return
+        if arrived is not None:
+            self._finish(fetch_id, arrived)
+
+    def _ask_without(self, fetch: Fetch) -> None:
+        """Ask again on the channels that have not failed; raises the failure when there is none."""
+        failures = fetch.failures()
+        without = fetch.without | failures.keys()
+        if without >= self._channels.keys():
+            raise next(iter(failures.values()))
+        self._log.warning(f"fetch of {fetch.ref.transfer_id}: trying other channels after {failures}")
+        self._forget(fetch)
+        self._begin(FetchCommand(fetch.ref, fetch.deadline, fetch.future, fetch.memory, fetch.in_place, without))
+
     def _look_nearby(self) -> None:
         assert self._nearby is not None
         for fetch_id, fetch in list(self._fetches.items()):
@@ -257,14 +279,18 @@ class ClientThread:
             self._finish(fetch_id, DeadlineExceeded("the embedding did not arrive in time"))
 
     def _finish(self, fetch_id: int, outcome: Arrived | TriptychError) -> None:
-        fetch = self._fetches.pop(fetch_id, None)
+        fetch = self._fetches.get(fetch_id)
         if fetch is None:
             return
+        self._forget(fetch)
+        self._resolve(fetch.future, outcome)
+
+    def _forget(self, fetch: Fetch) -> None:
+        del self._fetches[fetch.fetch_id]
         for endpoint in fetch.ref.endpoints:
             state = self._links.get(endpoint)
             if state is not None:
-                state.fetch_ids.discard(fetch_id)
-        self._resolve(fetch.future, outcome)
+                state.fetch_ids.discard(fetch.fetch_id)
 
     def _resolve(self, future: ArrivedFuture, outcome: Arrived | TriptychError) -> None:
         self._inbox.fetch_ended()

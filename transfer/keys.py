@@ -1,4 +1,4 @@
-"""Identities: content keys of items, ids of transfers, fingerprints of models, and ids of hosts."""
+"""Identities: content keys of items, ids of transfers and ids of hosts."""
 
 import functools
 import hashlib
@@ -29,11 +29,6 @@ def item_key(
     flat = [text.encode() for option in options for text in option]
     fields = [b"item", media, modality.encode(), model.encode(), revision.encode(), tenant.encode(), *flat]
     return _digest(fields)
-
-
-def fingerprint(model: str, revision: str, dtype: str, width: int, layout: str) -> str:
-    """What encoder and prefill must agree on before an embedding may pass, 64 hex digits."""
-    return _digest([b"fingerprint", *(text.encode() for text in (model, revision, dtype, str(width), layout))])
 
 
 def new_transfer_id() -> str:

@@ -9,8 +9,9 @@ import torch
 from transfer.channels.arena_reader import HeldBlock
 from transfer.channels.base import InPlace, ReceiveChannel, Reception
 from transfer.dtypes import DTYPE_BYTES
-from transfer.errors import Busy, EmbeddingCorrupt, ProtocolError
-from transfer.messages import Chunk, EmbeddingRef, FetchReply, Segment, Status
+from transfer.errors import Busy, EmbeddingCorrupt, ProtocolError, TriptychError
+from transfer.keys import host_id
+from transfer.messages import Chunk, EmbeddingRef, FetchReply, FetchRequest, Segment, Status
 from transfer.nearby import Allocate, Arrived, ArrivedFuture
 from transfer.replies import reply_error
 from transfer.tensors import buffer_to_tensor, empty_buffer
@@ -36,6 +37,7 @@ class Fetch:
     future: ArrivedFuture
     allocate: Allocate = empty_buffer
     in_place: bool = False
+    without: frozenset[str] = frozenset()
     _parts: dict[str, _Part] = field(default_factory=dict)
     _tensor: torch.Tensor | None = None
     _held: HeldBlock | None = None
@@ -45,6 +47,19 @@ class Fetch:
     def row_bytes(self) -> int:
         """Length of one row of the embedding."""
         return self.ref.width * DTYPE_BYTES[self.ref.dtype]
+
+    def request(self, fingerprint: str, channels: tuple[str, ...], timeout_s: float, bell: str) -> FetchRequest:
+        """What asks an encoder for it."""
+        return FetchRequest(
+            fetch_id=self.fetch_id,
+            transfer_id=self.ref.transfer_id,
+            item_key=self.ref.item_key,
+            fingerprint=fingerprint,
+            host_id=host_id(),
+            channels=channels,
+            timeout_s=timeout_s,
+            bell=bell,
+        )
 
     def take_reply(self, endpoint: str, reply: FetchReply, channels: Mapping[str, ReceiveChannel]) -> bool:
         """Take the answer of one endpoint; False when it is a duplicate or not meant for this fetch.
@@ -86,6 +101,22 @@ class Fetch:
         if part.reception.complete:
             self._verify(part.reply)
         return True
+
+    def progress(self) -> bool:
+        """Look at receptions that end by themselves; whether something may have changed. Raises EmbeddingCorrupt."""
+        for part in self._parts.values():
+            if part.reception.complete:
+                self._verify(part.reply)
+        return bool(self._parts)
+
+    def failures(self) -> dict[str, TriptychError]:
+        """The channels by which a part will never come, and why."""
+        parts = self._parts.values()
+        return {part.reply.channel: part.reception.failure for part in parts if part.reception.failure is not None}
+
+    def memory(self, num_bytes: int) -> memoryview:
+        """As `allocate`, for another try: the memory that this one has, if it has any."""
+        return self.allocate(num_bytes) if self._tensor is None else self._buffer
 
     @property
     def begun(self) -> bool:

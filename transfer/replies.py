@@ -44,7 +44,7 @@ def failure(request: FetchRequest, error: TriptychError) -> FetchReply:
 
 
 def delivery(
-    request: FetchRequest, lease: Lease, payload: Payload, channels: dict[str, SendChannel]
+    peer: bytes, request: FetchRequest, lease: Lease, payload: Payload, channels: dict[str, SendChannel]
 ) -> tuple[FetchReply, SendChannel | None]:
     """The OK reply for a ready lease and the channel it goes on: the first the peer names that can serve it."""
     for name in request.channels:
@@ -56,7 +56,7 @@ def delivery(
                     transfer_id=request.transfer_id,
                     status=Status.OK,
                     channel=name,
-                    segments=channel.segments(payload),
+                    segments=channel.begin(peer, payload),
                     shape=(lease.num_tokens, lease.width),
                     dtype=lease.dtype,
                     checksum=payload.checksum,

@@ -243,7 +243,7 @@ class ServerThread:
             self._reply(parked.peer, refusal(parked.request, Status.BUSY, error))
 
     def _deliver(self, peer: bytes, request: FetchRequest, lease: Lease, payload: Payload) -> None:
-        reply, channel = delivery(request, lease, payload, self._state.channels)
+        reply, channel = delivery(peer, request, lease, payload, self._state.channels)
         if not self._reply(peer, reply) or channel is None:
             return
         for chunk, data in channel.chunks(request.fetch_id, payload):

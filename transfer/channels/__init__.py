@@ -3,25 +3,43 @@
 from collections.abc import Sequence
 
 from transfer.channels.base import ReceiveChannel, SendChannel
+from transfer.channels.hccl_channel import HcclReceiveChannel, HcclSendChannel
 from transfer.channels.shm_channel import ShmReceiveChannel, ShmSendChannel
 from transfer.channels.zmq_channel import ZmqReceiveChannel, ZmqSendChannel
 
-CHANNEL_NAMES = ("shm", "zmq")
+CHANNEL_NAMES = ("shm", "zmq", "hccl")
 
 
-def send_channels(names: Sequence[str], arena_bytes: int) -> list[SendChannel]:
-    """The encoder's ends. `arena_bytes` is the shared memory that shm reserves, of this process alone.
+def send_channels(
+    names: Sequence[str], arena_bytes: int, host: str = "127.0.0.1", device: str = "cpu"
+) -> list[SendChannel]:
+    """The encoder's ends.
+
+    `arena_bytes` is the shared memory that shm reserves, of this process alone; `host` and `device` ('cpu', 'cuda' or
+    'npu') are where and on what hccl meets the other ends.
 
     Raises ValueError for an unknown or repeated name, OSError when /dev/shm has no room for the arena.
     """
     _check_names(names)
-    return [ShmSendChannel(arena_bytes) if name == "shm" else ZmqSendChannel() for name in names]
+    made: list[SendChannel] = []
+    for name in names:
+        if name == "shm":
+            made.append(ShmSendChannel(arena_bytes))
+        else:
+            made.append(ZmqSendChannel() if name == "zmq" else HcclSendChannel(host, device))
+    return made
 
 
-def receive_channels(names: Sequence[str]) -> list[ReceiveChannel]:
+def receive_channels(names: Sequence[str], device: str = "cpu") -> list[ReceiveChannel]:
     """The client's ends, in the order in which they are offered. Raises ValueError as `send_channels`."""
     _check_names(names)
-    return [ShmReceiveChannel() if name == "shm" else ZmqReceiveChannel() for name in names]
+    made: list[ReceiveChannel] = []
+    for name in names:
+        if name == "hccl":
+            made.append(HcclReceiveChannel(device))
+        else:
+            made.append(ShmReceiveChannel() if name == "shm" else ZmqReceiveChannel())
+    return made
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -10,6 +10,8 @@ Control always travels over ZMQ: FetchRequest, FetchReply, Release. A channel is
    its `segments` in the FetchReply, and sends `chunks` after it on the same connection, in order.
 3. The client calls `open` with the reply and the destination; it gets a Reception. Data frames that follow go to
    `accept`; `complete` says when all segments are in. A channel without chunks is complete on return of `open`.
+   A channel that receives on threads of its own calls `on_progress` when a reception is complete or has a `failure`;
+   after a failure the client asks again, naming the other channels only.
 4. Nothing is freed by a fetch. Payloads end with their lease; a channel that shares memory must make a read that
    overlaps the end of a lease fail with a typed error, never return other bytes.
 5. `close` frees what the channel owns; idempotent.
@@ -19,12 +21,12 @@ for bytes that cannot be trusted, EncoderLost when the sender's end is gone. Met
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from transfer.channels.arena_reader import HeldBlock
-from transfer.errors import ProtocolError
+from transfer.errors import ProtocolError, TriptychError
 from transfer.messages import Chunk, FetchReply, FetchRequest, Segment
 
 
@@ -77,6 +79,10 @@ class SendChannel(ABC):
     def segments(self, payload: Payload) -> tuple[Segment, ...]:
         """Where the client finds the payload; empty when it has no rows."""
 
+    def begin(self, peer: bytes, payload: Payload) -> tuple[Segment, ...]:
+        """As `segments`, for the peer (its control connection) that is about to be told; may start to send."""
+        return self.segments(payload)
+
     @abstractmethod
     def chunks(self, fetch_id: int, payload: Payload) -> Iterator[tuple[Chunk, memoryview]]:
         """Data messages to send after the reply; empty for channels that use other ways."""
@@ -100,9 +106,18 @@ class Reception(ABC):
     def complete(self) -> bool:
         """Whether every byte of every segment is in place."""
 
+    @property
+    def failure(self) -> TriptychError | None:
+        """Why the rest will never come by this channel, though another may bring it; None while it may."""
+        return None
+
     @abstractmethod
     def accept(self, chunk: Chunk, data: memoryview) -> None:
         """Take one data message."""
+
+
+def _ignore(fetch_id: int) -> None:
+    pass
 
 
 class InPlace(Reception):
@@ -120,6 +135,8 @@ class ReceiveChannel(ABC):
     """The client's end of a channel; used by one thread."""
 
     name: ClassVar[str]
+    on_progress: Callable[[int], None] = staticmethod(_ignore)
+    """Set by the client: to be called with the fetch id when a reception ended without its help. Thread-safe."""
 
     @abstractmethod
     def open(self, reply: FetchReply, destination: memoryview, row_bytes: int) -> Reception:

@@ -141,7 +141,7 @@ def test_keygen_writes_a_key_and_says_what_to_set(tmp_path: Path, capsys: pytest
     [
         ({"insecure": True, "curve_key_file": "k"}, "exclude each other"),
         ({"channels": ["shm", "shm"]}, "twice"),
-        ({"channels": ["hccl"]}, "channels"),
+        ({"channels": ["rdma"]}, "channels"),
         ({"channels": []}, "channels"),
         ({"arena_bytes": "1 KiB"}, "arena_bytes"),
     ],
