@@ -8,6 +8,8 @@ import collections
 import logging
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -46,12 +48,13 @@ class Settings:
     num_pairs: int
     muon_rate: float
     adam_rate: float
+    fall_share: float
     dev_every: int
     seed: int
 
     def rate_scale(self, step: int) -> float:
-        """Warm up over 100 steps, hold, and fall linearly to nothing over the last 35 %."""
-        left = (self.num_steps - step) / (0.35 * self.num_steps)
+        """Warm up over 100 steps, hold, and fall linearly to nothing over the last steps."""
+        left = (self.num_steps - step) / (self.fall_share * self.num_steps)
         return min(1.0, (step + 1) / 100, left)
 
     def mixture(self, step: int) -> Mixture:
@@ -89,6 +92,7 @@ _makers: list[BatchMaker] = []
 
 
 def _start_maker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the trainer ends this one
     torch.set_num_threads(1)
     _makers.append(BatchMaker(chat.build_tokenizer(), TRAIN_SEEDS))
 
@@ -120,21 +124,24 @@ def dev_accuracy(network: Network, heads: Heads, batches: list[Batch], image_pad
     return {kind: sum(rights) / len(rights) for kind, rights in sorted(counts.items())}
 
 
-def train(settings: Settings, state_file: Path, export_dir: Path | None) -> None:
-    """Train up to ``settings.num_steps``, from ``state_file`` where it exists; write it as training goes."""
+def train(settings: Settings, state_file: Path, export_dir: Path | None, stop: threading.Event) -> None:
+    """Train up to ``settings.num_steps``, from ``state_file`` where it exists; write it as training goes.
+
+    Once ``stop`` is set the step under way is finished and kept, and nothing is exported.
+    """
     torch.manual_seed(settings.seed)
     tokenizer = chat.build_tokenizer()
     image_pad = chat.token_id(tokenizer, chat.IMAGE_PAD)
     network, heads = Network(chat.VOCAB_SIZE), Heads()
     initialise(network)
     optimiser = Optimiser(network, heads, settings.muon_rate, settings.adam_rate)
-    first_step = 0
+    num_done = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         network.load_state_dict(state["network"])
         heads.load_state_dict(state["heads"])
         optimiser.load_state_dict(state["optimiser"])
-        first_step = state["step"]
+        num_done = state["step"]
     dev_maker = BatchMaker(tokenizer, DEV_SEEDS)
     dev_batches = [dev_maker.make(index, Mixture(24, 12, 4, number_share=0.35)) for index in range(_DEV_BATCHES)]
 
@@ -146,8 +153,8 @@ def train(settings: Settings, state_file: Path, export_dir: Path | None) -> None
     saved_at = time.monotonic()
     mean_loss = mean_patch = mean_place = mean_right = math.nan
     with BatchStream(settings) as stream:
-        bar = tqdm(range(first_step, settings.num_steps), initial=first_step, total=settings.num_steps, mininterval=5)
-        for step, batch in zip(bar, stream.batches(first_step, settings.num_steps), strict=True):
+        bar = tqdm(range(num_done, settings.num_steps), initial=num_done, total=settings.num_steps, mininterval=5)
+        for step, batch in zip(bar, stream.batches(num_done, settings.num_steps), strict=True):
             with torch.autocast("cpu", torch.bfloat16):
                 if step < settings.tower_steps:
                     loss = patches = patch_loss(network, heads, batch)
@@ -167,11 +174,16 @@ def train(settings: Settings, state_file: Path, export_dir: Path | None) -> None
                 accuracy = dev_accuracy(network, heads, dev_batches, image_pad)
                 shown = " ".join(f"{kind} {share:.3f}" for kind, share in accuracy.items())
                 _log.info("step %d patch %.3f answer %.3f: %s", step + 1, mean_patch, mean_loss, shown)
+            num_done = step + 1
+            if stop.is_set():
+                break
             if time.monotonic() - saved_at > _STATE_EVERY_S:
-                save(step + 1)
+                save(num_done)
                 saved_at = time.monotonic()
-    save(max(first_step, settings.num_steps))
-    if export_dir is not None:
+    save(num_done)
+    if num_done < settings.num_steps:
+        _log.info("stopped after step %d; the same command goes on from there", num_done)
+    elif export_dir is not None:
         export(network, tokenizer, export_dir)
 
 
@@ -189,6 +201,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--muon-rate", type=float, default=0.015)
     parser.add_argument("--adam-rate", type=float, default=1.5e-3)
+    parser.add_argument("--fall-share", type=float, default=0.35, help="share of the steps over which rates fall")
     parser.add_argument("--dev-every", type=int, default=250)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=1)
@@ -204,10 +217,14 @@ def main() -> None:
         num_pairs=options.pairs,
         muon_rate=options.muon_rate,
         adam_rate=options.adam_rate,
+        fall_share=options.fall_share,
         dev_every=options.dev_every,
         seed=options.seed,
     )
-    train(settings, options.state_file, options.export)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    train(settings, options.state_file, options.export, stop)
 
 
 if __name__ == "__main__":
