@@ -35,7 +35,7 @@ class Qwen2AudioProcessor:
     """Implements encoder_workers.interface.Processor.
 
     The tower hears one clip at a time. A longer sound is cut into clips, whose tokens follow one another; with the
-    option `truncation` it is cut off after the first clip, as Hugging Face's processor and vLLM do.
+    option `truncation` it is cut off after the first clip, as Whisper's feature extractor does by default.
     """
 
     modalities: tuple[Modality, ...] = ("audio",)
