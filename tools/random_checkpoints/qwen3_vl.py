@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -54,7 +55,7 @@ def write_moe(out_dir: Path, seed: int) -> None:
             "head_dim": 64,
             "num_experts": 4,
             "num_experts_per_tok": 2,
-            "moe_intermediate_size": 64,
+            "moe_intermediate_size": 96,
             "norm_topk_prob": True,
         },
         patch_size=16,
@@ -62,3 +63,13 @@ def write_moe(out_dir: Path, seed: int) -> None:
         video_processor="Qwen3VLVideoProcessor",
         names_min_max=False,
     )
+    _transpose_experts(out_dir / "model.safetensors")
+
+
+def _transpose_experts(file: Path) -> None:
+    """Published files hold the experts' matrices input by output, the library writes them output by input."""
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if ".experts." in name:
+            tensors[name] = tensor.transpose(1, 2).contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})

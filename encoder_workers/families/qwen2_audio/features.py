@@ -25,6 +25,12 @@ class MelSettings:
         return self.clip_s * self.rate
 
 
+def clip_lengths(num_samples: int, settings: MelSettings) -> list[int]:
+    """Samples of each clip that a sound is cut into: full ones, and what is left."""
+    full, left = divmod(num_samples, settings.clip_samples)
+    return [settings.clip_samples] * full + [left] * bool(left)
+
+
 def num_mel_frames(num_samples: int, settings: MelSettings) -> int:
     """Frames that hold sound, of a clip of this many samples; the rest of a full clip's frames is silence."""
     return -(-min(num_samples, settings.clip_samples) // settings.hop_length)

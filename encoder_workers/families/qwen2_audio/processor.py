@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from dataclasses import asdict
+
+import torch
 
 from encoder_workers.audio import decode_audio, read_audio_length
 from encoder_workers.families.qwen2_audio.features import (
     LogMel,
     MelSettings,
+    clip_lengths,
     num_mel_frames,
     num_tokens,
     num_tower_rows,
 )
-from encoder_workers.media import Decoded, DecodedAudio, ItemMetadata, Limits, Media, Prepared
+from encoder_workers.media import (
+    Decoded,
+    DecodedAudio,
+    ItemMetadata,
+    Limits,
+    Media,
+    Prepared,
+    ProcessorOptions,
+)
 from transfer.errors import BadMedia, LimitExceeded
 from transfer.messages import Modality
 
-logger = logging.getLogger(__name__)
+_TRUNCATION = "truncation"
 
 
 class Qwen2AudioProcessor:
-    """Implements encoder_workers.interface.Processor. Takes no options."""
+    """Implements encoder_workers.interface.Processor.
+
+    The tower hears one clip at a time. A longer sound is cut into clips, whose tokens follow one another; with the
+    option `truncation` it is cut off after the first clip, as Whisper's feature extractor does by default.
+    """
 
     modalities: tuple[Modality, ...] = ("audio",)
 
@@ -37,9 +52,7 @@ class Qwen2AudioProcessor:
         """Raises BadMedia as reading the header does; ValueError for any option."""
         if media.modality != "audio":
             raise BadMedia(f"this model takes audio, not {media.modality}")
-        if media.options:
-            raise ValueError(f"unknown processor option {media.options[0][0]!r}; this model knows none")
-        metadata = self.audio_metadata(read_audio_length(media.data, limits).resampled(self._mel.rate))
+        metadata = self.audio_metadata(self._num_samples(media, limits))
         if metadata.num_tokens > limits.tokens:
             raise LimitExceeded(
                 f"the audio would take {metadata.num_tokens} tokens, more than the limit of {limits.tokens}"
@@ -47,23 +60,34 @@ class Qwen2AudioProcessor:
         return metadata
 
     def audio_metadata(self, num_samples: int) -> ItemMetadata:
-        """The token formula: tokens of a clip of this many samples at the model's rate."""
-        frames = num_mel_frames(num_samples, self._mel)
-        tokens = num_tokens(frames)
+        """The token formula: tokens of a sound of this many samples at the model's rate, none of them cut off."""
+        frames = [num_mel_frames(length, self._mel) for length in clip_lengths(num_samples, self._mel)]
+        tokens = sum(num_tokens(of_clip) for of_clip in frames)
         if tokens < 1:
             raise BadMedia(f"the audio is too short: {num_samples / self._mel.rate:.3f} s give no token")
-        return ItemMetadata("audio", tokens, num_tower_rows(frames), ())
+        return ItemMetadata("audio", tokens, sum(num_tower_rows(of_clip) for of_clip in frames), ())
 
     def decode(self, media: Media, limits: Limits) -> Decoded:
         metadata = self.describe(media, limits)
-        length = read_audio_length(media.data, limits)
-        if length.resampled(self._mel.rate) > self._mel.clip_samples:
-            # As the reference does: the model has positions for one clip and no more.
-            logger.warning("audio of %.1f s cut to %d s", length.num_samples / length.rate, self._mel.clip_s)
-        samples = decode_audio(media.data, limits, rate=self._mel.rate, max_s=self._mel.clip_s)
-        return DecodedAudio(samples, metadata)
+        max_s = math.ceil(self._num_samples(media, limits) / self._mel.rate)
+        return DecodedAudio(decode_audio(media.data, limits, rate=self._mel.rate, max_s=max_s), metadata)
 
     def preprocess(self, decoded: Decoded) -> Prepared:
         assert isinstance(decoded, DecodedAudio), type(decoded)
-        features = self._features(decoded.samples)
+        lengths = clip_lengths(len(decoded.samples), self._mel)
+        features = torch.cat([self._features(clip) for clip in torch.split(decoded.samples, lengths)], dim=1)
         return Prepared(features, (1, 1, decoded.metadata.num_patches), decoded.metadata)
+
+    def _num_samples(self, media: Media, limits: Limits) -> int:
+        """Samples at the model's rate that are heard."""
+        num_samples = read_audio_length(media.data, limits).resampled(self._mel.rate)
+        return min(num_samples, self._mel.clip_samples) if _truncates(media.options) else num_samples
+
+
+def _truncates(options: ProcessorOptions) -> bool:
+    for name, value in options:
+        if name != _TRUNCATION:
+            raise ValueError(f"unknown processor option {name!r}; known: {_TRUNCATION}")
+        if not isinstance(value, bool):
+            raise ValueError(f"processor option {_TRUNCATION} must be true or false, not {value!r}")
+    return bool(dict(options).get(_TRUNCATION, False))

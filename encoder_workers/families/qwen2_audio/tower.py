@@ -123,7 +123,8 @@ class Qwen2AudioTower:
     def shape(self, item: Prepared) -> ItemShape:
         """Cut between the pairs of rows that are pooled; an odd last row goes with the last pair."""
         num_rows = item.grid[2]
-        return ItemShape((*range(0, num_rows - 1, 2), num_rows), num_rows**2)
+        squares = sum(rows**2 for rows in self._clip_rows(num_rows))
+        return ItemShape((*range(0, num_rows - 1, 2), num_rows), squares)
 
     def places(self, share: Share) -> torch.Tensor:
         return torch.arange(share.first // 2, share.last // 2)
@@ -137,18 +138,29 @@ class Qwen2AudioTower:
         rows_per_share = [share.num_rows for share in shares]
         # The convolutions reach over the cuts and are less than a hundredth of the work: every rank does them whole.
         hidden = torch.cat([self._embed(share.item)[share.first : share.last] for share in shares])
-        segments = attention_segments(shares, [(share.item.grid[2],) for share in shares], self._device)
+        clips = [tuple(self._clip_rows(share.item.grid[2])) for share in shares]
+        segments = attention_segments(shares, clips, self._device)
         for block in cast(list[Block], list(parameters.layers)):
             hidden = block(hidden, segments, ops)
         pooled = torch.cat([_pool_pairs(rows) for rows in torch.split(hidden, rows_per_share)])
         tokens = parameters.projector(parameters.layer_norm(pooled, ops))
         return list(torch.split(tokens, [rows // 2 for rows in rows_per_share]))
 
+    def _clip_rows(self, num_rows: int) -> list[int]:
+        """Rows of each clip of an item: all but the last are full, an even number, so that no pair crosses a border."""
+        full, left = divmod(num_rows, self._config.num_positions)
+        return [self._config.num_positions] * full + [left] * bool(left)
+
     def _embed(self, item: Prepared) -> torch.Tensor:
-        """Rows [L, E] of one clip before the first block."""
-        parameters, ops, num_rows = self._parameters, self._ops, item.grid[2]
-        features = item.inputs.to(self._device, self._dtype)[None]
-        features = ops.gelu(parameters.conv1(features))
+        """Rows [L, E] of one item before the first block."""
+        clip_rows = self._clip_rows(item.grid[2])
+        frames_per_clip = [min(2 * rows + 1, 2 * self._config.num_positions) for rows in clip_rows]
+        clips = torch.split(item.inputs.to(self._device, self._dtype), frames_per_clip, dim=1)
+        return torch.cat([self._embed_clip(clip, rows) for clip, rows in zip(clips, clip_rows, strict=True)])
+
+    def _embed_clip(self, features_MF: torch.Tensor, num_rows: int) -> torch.Tensor:
+        parameters, ops = self._parameters, self._ops
+        features = ops.gelu(parameters.conv1(features_MF[None]))
         features = ops.gelu(parameters.conv2(features))
         return features[0, :, :num_rows].T + parameters.embed_positions.weight[:num_rows]
 

@@ -38,7 +38,7 @@ def main(asks: Path, answers: Path) -> None:
             media_io_kwargs=entry["media_io_kwargs"],
             trust_remote_code=True,
         )
-        collected[family] = [_answer(llm, ask) for ask in entry["asks"]]
+        collected[family] = [None if ask["refused"] else _answer(llm, ask) for ask in entry["asks"]]
         del llm
         gc.collect()
         cleanup_dist_env_and_memory()
@@ -47,7 +47,7 @@ def main(asks: Path, answers: Path) -> None:
 
 def _answer(llm: LLM, ask: dict[str, Any]) -> dict[str, list[int]]:
     params = SamplingParams(max_tokens=ask["max_tokens"], temperature=0, ignore_eos=True)
-    (output,) = llm.chat(ask["messages"], params, use_tqdm=False)
+    (output,) = llm.chat(ask["reference"] or ask["messages"], params, use_tqdm=False)
     return {"prompt": list(output.prompt_token_ids), "answer": list(output.outputs[0].token_ids)}
 
 

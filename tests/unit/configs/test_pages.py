@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("cluster", "encoder_workers", "llm_workers", "transfer", "npu_kernels", "configs")
-PAGES = ["README.md", "CHANGELOG.md", "docs/structure.md", "docs/configuration.md"]
+PAGES = ["README.md", "CHANGELOG.md", "docs/structure.md", "docs/configuration.md", "docs/models.md"]
 # A path in backticks begins with a folder of the repository and has a slash; a link is relative to its page.
 _PATH = re.compile(r"`((?:[a-z_]+/)+[\w.]*)`")
 _LINK = re.compile(r"\]\(([^)#:]+)\)")

@@ -2,6 +2,7 @@
 
 import io
 import math
+import random
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioModel, WhisperFeatureExtractor
 from vllm.multimodal.media.audio import load_audio
 
-from encoder_workers import Embedding, Limits, Media, load_encoder
+from encoder_workers import Embedding, Encoder, Limits, Media, load_encoder
 from encoder_workers.audio import AudioLength, decode_audio, read_audio_length
 from encoder_workers.audio_resample import resample
 from encoder_workers.checkpoint import Checkpoint, CheckpointError
@@ -158,21 +159,52 @@ def test_tower_equals_the_reference(checkpoint: Checkpoint, reference) -> None:
         assert (tokens - expected).abs().max() < 1e-4
 
 
-def test_a_full_clip_equals_the_reference(checkpoint: Checkpoint, reference) -> None:
-    """No padding at all, and the part over 30 s left out."""
-    encoder = load_encoder(checkpoint.directory, dtype="float32")
-    samples = tones(31.5, 16000, seed=6)
-    (embedding,) = encoder.encode([Media("audio", audio_file(samples, 16000))])
-    assert isinstance(embedding, Embedding)
-    assert embedding.tensor.shape == (750, 192)
-    assert (embedding.tensor - reference_tokens(reference, samples)).abs().max() < 1e-4
+@pytest.fixture(scope="module")
+def encoder(reference, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    directory = tmp_path_factory.mktemp("encoder")
+    return load_encoder(write_tower_checkpoint(directory, CONFIG, reference.state_dict(), PROCESSOR), dtype="float32")
 
 
-@pytest.mark.parametrize(("seconds", "tokens"), [(0.5, 12), (1, 25), (2.5, 62), (10, 250), (30, 750), (95, 750)])
+@pytest.mark.parametrize("seconds", [0.1, 0.32, 7.77, 30.0, 31.5, 60.0])
+def test_every_length_equals_the_reference(encoder: Encoder, reference, seconds: float) -> None:
+    """A long sound is the reference's clips of 30 s one after another; with `truncation` only the first, as there."""
+    samples = tones(seconds, 16000, seed=6)
+    clips = [reference_tokens(reference, part) for part in np.split(samples, range(480_000, len(samples), 480_000))]
+    file = audio_file(samples, 16000)
+    whole, first = encoder.encode([Media("audio", file), Media("audio", file, (("truncation", True),))])
+    assert isinstance(whole, Embedding) and isinstance(first, Embedding)
+    for got, expected in ((whole.tensor, torch.cat(clips)), (first.tensor, reference_tokens(reference, samples))):
+        assert got.shape == expected.shape
+        assert (got - expected).abs().max() < 1e-4
+
+
+def test_long_and_short_sounds_in_one_pass(encoder: Encoder) -> None:
+    media = [Media("audio", audio_file(tones(s, 16000, seed=int(s)), 16000)) for s in (30.01, 2.0, 31.3)]
+    for item, together in zip(media, encoder.encode(media), strict=True):
+        (alone,) = encoder.encode([item])
+        assert isinstance(alone, Embedding) and isinstance(together, Embedding)
+        assert (alone.tensor - together.tensor).abs().max() < 1e-4
+
+
+GOLDEN = [(0.5, 12), (1, 25), (2.5, 62), (10, 250), (30, 750), (30.005, 750), (60, 1500), (95, 2375)]
+
+
+@pytest.mark.parametrize(("seconds", "tokens"), GOLDEN)
 def test_golden_token_counts(checkpoint: Checkpoint, seconds: float, tokens: int) -> None:
     processor = qwen2_audio.load_processor(checkpoint)
     data = audio_file(np.zeros(int(seconds * 16000), dtype=np.float32), 16000)
     assert processor.describe(Media("audio", data), Limits()).num_tokens == tokens
+    cut = processor.describe(Media("audio", data, (("truncation", True),)), Limits())
+    assert cut.num_tokens == min(tokens, 750)
+
+
+def test_thousand_lengths_have_the_reference_number_of_tokens(checkpoint: Checkpoint, reference) -> None:
+    processor, draw = qwen2_audio.load_processor(checkpoint), random.Random(13)
+    lengths = [draw.randint(800, 480_000) for _ in range(1000)]
+    # As WhisperFeatureExtractor thins out its mask over samples.
+    frames = torch.tensor([len(range(0, length, 160)) for length in lengths])
+    _, tokens = reference.audio_tower._get_feat_extract_output_lengths(frames)
+    assert [processor.audio_metadata(length).num_tokens for length in lengths] == tokens.tolist()
 
 
 def test_lengths_round_up() -> None:
@@ -198,6 +230,8 @@ def test_bad_audio_is_named(checkpoint: Checkpoint) -> None:
         processor.describe(Media("image", good), Limits())
     with pytest.raises(ValueError, match="unknown processor option 'fps'"):
         processor.describe(Media("audio", good, (("fps", 1),)), Limits())
+    with pytest.raises(ValueError, match="truncation must be true or false"):
+        processor.describe(Media("audio", good, (("truncation", 1),)), Limits())
 
 
 @pytest.mark.parametrize(

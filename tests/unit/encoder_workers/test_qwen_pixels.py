@@ -81,7 +81,9 @@ def sizes(count: int, longest: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("patch_size", "min_pixels", "max_pixels"), [(14, 3136, 200704), (14, 3136, 12845056), (16, 65536, 16777216)]
+    ("patch_size", "min_pixels", "max_pixels"),
+    [(14, 3136, 28 * 28 * 1280), (14, 3136, 12845056), (16, 65536, 16777216)],
+    ids=["qwen2", "qwen2.5", "qwen3"],
 )
 def test_description_from_the_header_equals_the_reference_expansion(
     patch_size: int, min_pixels: int, max_pixels: int
@@ -89,7 +91,7 @@ def test_description_from_the_header_equals_the_reference_expansion(
     settings = pixel_settings(patch_size, min_pixels, max_pixels)
     processor, theirs = image_processor(settings), reference(settings)
     refused = 0
-    for height, width in sizes(400, 4000) + sizes(100, 60):
+    for height, width in sizes(800, 4000) + sizes(200, 60):
         media = Media("image", png_header_only(height, width))
         try:
             expected = theirs.get_number_of_image_patches(height, width)
@@ -101,7 +103,7 @@ def test_description_from_the_header_equals_the_reference_expansion(
         metadata = processor.describe(media, Limits(tokens=10**6))
         assert (metadata.num_patches, metadata.num_tokens) == (expected, expected // 4)
         assert metadata.array("image_grid_thw").shape == (3,)
-    assert refused < 50
+    assert refused < 100
 
 
 def test_placeholders_in_the_prompt_equal_the_description(tiny_qwen2_5_vl) -> None:
