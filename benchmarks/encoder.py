@@ -4,8 +4,8 @@ Each contender runs alone in a process of its own, at the model's real width and
 prepared: Triptych's tower, Triptych's over two ranks, Hugging Face's (sdpa), vLLM's own (Qwen-VL; for Qwen2-Audio
 vLLM runs Hugging Face's). The best of a few passes counts. `cpu` is the processor time of the process that took most:
 steadier than the seconds where the machine is not idle, but without waiting. `of matrix` is the rate of operations
-against that of one
-large matrix product of the same width, and `differs` how far the tokens are from Hugging Face's, relative to them.
+against that of one large matrix product of the same width, and `differs` how far the tokens are from Hugging Face's,
+relative to them.
 
     python -m benchmarks.encoder [--models qwen2_vl qwen3_vl] [--cases 1080p] [--dtypes bfloat16]
         [--contenders triptych two_ranks huggingface vllm] [--json benchmarks/results/encoder.json]

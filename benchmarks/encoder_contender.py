@@ -182,7 +182,8 @@ def _operations(tower: Any, batch: Sequence[Any]) -> float:
     for name, parameter in tower._parameters.named_parameters():
         if parameter.dim() == 2 and not name.startswith(("blocks.", "layers.", "pos", "embed")):
             outside += parameter.numel() * (num_rows if name.startswith("patch_embed") else num_tokens)
-    return 2.0 * (sum(tower.costs.of(shape) for shape in shapes) + outside)
+    inside: float = sum(tower.costs.of(shape) for shape in shapes)
+    return 2.0 * (inside + outside)
 
 
 if __name__ == "__main__":
