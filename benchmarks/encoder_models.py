@@ -62,12 +62,12 @@ def _pixels(batch: Batch, dtype: torch.dtype) -> torch.Tensor:
     return rows.sub_(127.5).div_(127.5).to(dtype)
 
 
-def _run_qwen(tower: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+def _run_qwen(tower: Any, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
     out = tower(_pixels(batch, dtype), grid_thw=torch.tensor([item.grid for item in batch]))
     return torch.cat([out.pooler_output, *(getattr(out, "deepstack_features", None) or [])], dim=1)
 
 
-def _run_internvl(model: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+def _run_internvl(model: Any, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
     """Rows of 14 x 14 patches in blocks of 2 x 2, back to tiles."""
     blocks = _pixels(batch, dtype).view(-1, 16, 16, 2, 2, 3, 14, 14)
     tiles = blocks.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(-1, 3, 448, 448)
@@ -75,7 +75,7 @@ def _run_internvl(model: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.T
     return out.reshape(-1, out.shape[-1])
 
 
-def _run_audio(model: nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+def _run_audio(model: Any, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
     hidden = model.audio_tower(torch.stack([item.inputs for item in batch]).to(dtype)).last_hidden_state
     tokens: torch.Tensor = model.multi_modal_projector(hidden)
     return tokens.reshape(-1, tokens.shape[-1])
@@ -93,8 +93,13 @@ def _qwen2_5_vl(depth: int) -> dict[str, Any]:
 
 
 def _qwen3_vl(depth: int) -> dict[str, Any]:
-    vision = {"depth": depth, "hidden_size": 1152, "intermediate_size": 4304, "out_hidden_size": 4096, "num_heads": 16}
-    vision |= {"patch_size": 16, "num_position_embeddings": 2304, "deepstack_visual_indexes": [0]}
+    vision: dict[str, Any] = {"depth": depth, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16}
+    vision |= {
+        "out_hidden_size": 4096,
+        "patch_size": 16,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [0],
+    }
     return _vision("Qwen3VL", vision)
 
 

@@ -89,14 +89,14 @@ class ExchangedAttention:
         values_per_row = [(end - start) * head_dim for start, end in heads]
         sent = torch.empty(3 * num_rows * num_heads * head_dim, dtype=q.dtype, device=q.device)
         sent_sizes = [3 * num_rows * values for values in values_per_row]
-        for part, (start, end) in zip(sent.split(sent_sizes), heads, strict=True):
+        for part, (start, end) in zip(torch.split(sent, sent_sizes), heads, strict=True):
             for place, x in zip(part.view(3, num_rows, end - start, head_dim), (q, k, v), strict=True):
                 place.copy_(x[:, start:end])
         received_sizes = [3 * rows * mine * head_dim for rows in rows_per_rank]
         received = group.all_to_all(sent, sent_sizes, received_sizes)
         parts = [
             part.view(3, rows, mine, head_dim)
-            for part, rows in zip(received.split(received_sizes), rows_per_rank, strict=True)
+            for part, rows in zip(torch.split(received, received_sizes), rows_per_rank, strict=True)
         ]
         back = torch.empty(sum(rows_per_rank), mine, head_dim, dtype=q.dtype, device=q.device)
         if mine:
@@ -112,7 +112,7 @@ class ExchangedAttention:
         returned = group.all_to_all(
             back.reshape(-1), [rows * mine * head_dim for rows in rows_per_rank], returned_sizes
         )
-        pieces = returned.split(returned_sizes)
+        pieces = torch.split(returned, returned_sizes)
         return torch.cat(
             [part.view(num_rows, end - start, head_dim) for part, (start, end) in zip(pieces, heads, strict=True)],
             dim=1,

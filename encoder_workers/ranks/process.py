@@ -85,11 +85,12 @@ def _load(launch: LaunchRank) -> SplitTower:
         set_environment({"GLOO_SOCKET_IFNAME": "lo"})  # All ranks are on this machine; nothing else may connect.
     else:
         torch.get_device_module(device.type).set_device(device)
-    timeout = timedelta(seconds=launch.timeout_s)
-    store = dist.FileStore(launch.rendezvous, launch.num_ranks)
-    store.set_timeout(timeout)
     dist.init_process_group(
-        BACKENDS[device.type], store=store, rank=launch.rank, world_size=launch.num_ranks, timeout=timeout
+        BACKENDS[device.type],
+        init_method=f"file://{launch.rendezvous}",
+        rank=launch.rank,
+        world_size=launch.num_ranks,
+        timeout=timedelta(seconds=launch.timeout_s),
     )
     checkpoint = Checkpoint(launch.model)
     tower = load_family(find_family(checkpoint)).load_tower(
