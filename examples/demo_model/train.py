@@ -194,7 +194,7 @@ def _smooth(mean: float, value: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("state_file", type=Path)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=5400)
     parser.add_argument("--tower-steps", type=int, default=2400)
     parser.add_argument("--tower-singles", type=int, default=40)
     parser.add_argument("--singles", type=int, default=24)
