@@ -46,7 +46,8 @@ class Run:
     """One peer at one size: its producer's process, its consumer, and the times taken so far."""
 
     def __init__(self, peer: str, num_bytes: int, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["benchmarks.transfer", "benchmarks.transfer_peers.ours"])
         self.peer, self.num_bytes = peer, num_bytes
         self.times: dict[str, list[float]] = {}
         self._pipe, far = context.Pipe()

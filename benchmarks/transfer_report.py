@@ -92,7 +92,7 @@ def ratios(results: list[Result]) -> list[str]:
 
 def picture(results: list[Result]) -> str:
     """Bandwidth by size as SVG: one chart for each kind that several peers have."""
-    charts = []
+    charts: list[str] = []
     for kind in ("fetch", "handover"):
         curves: dict[str, list[tuple[float, float]]] = {}
         for result in results:

@@ -64,6 +64,10 @@ class Inbox:
         self._wakeup.ring()
         return True
 
+    def note_progress(self, fetch_id: int) -> None:
+        """Put a `Progress`; nothing when closed."""
+        self.put(Progress(fetch_id))
+
     def take(self) -> Command | None:
         """The next command, or None when there is none."""
         try:

@@ -4,7 +4,7 @@ import heapq
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import zmq
@@ -12,7 +12,7 @@ import zmq
 from transfer.channels.arena_reader import HeldBlock
 from transfer.channels.base import ReceiveChannel
 from transfer.channels.shm_channel import ShmReceiveChannel
-from transfer.client_inbox import FetchCommand, Inbox, Progress, SendCommand
+from transfer.client_inbox import FetchCommand, Inbox, SendCommand
 from transfer.codec import decode, encode
 from transfer.curve import CurveKey
 from transfer.doorbell import Doorbell
@@ -57,10 +57,10 @@ class ClientThread:
         self._fingerprint = fingerprint
         self._curve = curve
         self._channels = {channel.name: channel for channel in channels}
-        for channel in channels:
-            channel.on_progress = lambda fetch_id: self._inbox.put(Progress(fetch_id)) and None
-        self._liveness_s = liveness_s
         self._inbox = Inbox()
+        for channel in channels:
+            channel.on_progress = self._inbox.note_progress
+        self._liveness_s = liveness_s
         self._nearby = nearby
         self._bell = None if nearby is None else Doorbell()
         self._context = zmq.Context()
@@ -153,16 +153,14 @@ class ClientThread:
             self._resolve(command.future, DeadlineExceeded("no time left to fetch"))
             return
         fetch_id, self._next_fetch_id = self._next_fetch_id, self._next_fetch_id + 1
-        ref = command.ref
-        fetch = Fetch(fetch_id, ref, command.deadline, command.future, command.allocate, command.in_place)
+        fetch = Fetch(fetch_id, command.ref, command.deadline, command.future, command.allocate, command.in_place)
         fetch.without = command.without
         self._fetches[fetch_id] = fetch
         heapq.heappush(self._deadlines, (command.deadline, fetch_id))
         channels = tuple(name for name in self._channels if name not in command.without)
         bell = "" if self._bell is None else self._bell.name
-        request = fetch.request(self._fingerprint, channels, timeout_s, bell)
-        frame = encode(request)
-        for endpoint in ref.endpoints:
+        frame = encode(fetch.request(self._fingerprint, channels, timeout_s, bell))
+        for endpoint in command.ref.endpoints:
             try:
                 state = self._link(endpoint)
                 state.fetch_ids.add(fetch_id)
@@ -209,14 +207,20 @@ class ClientThread:
         fetch = self._fetches.get(message.fetch_id)
         if fetch is None:
             return  # ended here before the answer came; nobody waits for it
+        self._settle(fetch, lambda: self._take(fetch, endpoint, message, frames))
+
+    def _take(self, fetch: Fetch, endpoint: str, message: FetchReply | Chunk, frames: Sequence[zmq.Frame]) -> bool:
+        if isinstance(message, Chunk):
+            return fetch.take_chunk(endpoint, message, frames[1].buffer)
+        taken = fetch.take_reply(endpoint, message, self._channels)
+        if taken and self._nearby is not None and message.channel == ShmReceiveChannel.name:
+            self._nearby.learn(endpoint, message)
+        return taken
+
+    def _settle(self, fetch: Fetch, step: Callable[[], bool]) -> None:
+        """Finish the fetch if `step` has brought its last part, or raises."""
         try:
-            if isinstance(message, Chunk):
-                taken = fetch.take_chunk(endpoint, message, frames[1].buffer)
-            else:
-                taken = fetch.take_reply(endpoint, message, self._channels)
-                if taken and self._nearby is not None and message.channel == ShmReceiveChannel.name:
-                    self._nearby.learn(endpoint, message)
-            arrived = fetch.result() if taken else None
+            arrived = fetch.result() if step() else None
         except TriptychError as error:
             self._finish(fetch.fetch_id, error)
             return
@@ -224,30 +228,23 @@ class ClientThread:
             self._finish(fetch.fetch_id, arrived)
 
     def _progress(self, fetch_id: int) -> None:
-        """A channel's own thread ended a reception: finish the fetch, or ask again on the channels that remain."""
+        """A channel's own thread ended a reception."""
         fetch = self._fetches.get(fetch_id)
-        if fetch is None:
-            return
-        try:
-            if fetch.failures():
-                self._ask_without(fetch)
-                return
-            arrived = fetch.result() if fetch.progress() else None
-        except TriptychError as error:
-            self._finish(fetch_id, error)
-            return
-        if arrived is not None:
-            self._finish(fetch_id, arrived)
+        if fetch is not None:
+            self._settle(fetch, lambda: not self._asked_others(fetch) and fetch.progress())
 
-    def _ask_without(self, fetch: Fetch) -> None:
-        """Ask again on the channels that have not failed; raises the failure when there is none."""
+    def _asked_others(self, fetch: Fetch) -> bool:
+        """After a failure, ask again on the channels that have not failed; raises the failure when there is none."""
         failures = fetch.failures()
+        if not failures:
+            return False
         without = fetch.without | failures.keys()
         if without >= self._channels.keys():
             raise next(iter(failures.values()))
         self._log.warning(f"fetch of {fetch.ref.transfer_id}: trying other channels after {failures}")
         self._forget(fetch)
         self._begin(FetchCommand(fetch.ref, fetch.deadline, fetch.future, fetch.memory, fetch.in_place, without))
+        return True
 
     def _look_nearby(self) -> None:
         assert self._nearby is not None
@@ -258,10 +255,9 @@ class ClientThread:
 
     def _look_after(self, state: _LinkState) -> None:
         reason = state.link.lost_reason()
-        if reason is None:
-            return
-        self._receive(state, None)  # what arrived before the peer went still counts
-        self._drop(state, EncoderLost(f"encoder at {state.link.endpoint} {reason}"))
+        if reason is not None:
+            self._receive(state, None)  # what arrived before the peer went still counts
+            self._drop(state, EncoderLost(f"encoder at {state.link.endpoint} {reason}"))
 
     def _drop(self, state: _LinkState, error: TriptychError) -> None:
         if self._links.pop(state.link.endpoint, None) is None:

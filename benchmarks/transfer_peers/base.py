@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,9 @@ class Producer:
     """`address` tells the consumer where; `prepare` names the next item, untimed; `publish` makes it available."""
 
     address: Any = None
+
+    def __init__(self, tensor: torch.Tensor, folder: Path) -> None:
+        """`tensor` is what is given, `folder` a place for files."""
 
     def prepare(self) -> Any:
         """The name of the next item."""

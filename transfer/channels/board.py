@@ -87,13 +87,13 @@ def find_listing(memory: mmap.mmap, transfer_id: str) -> Listing | None:
     first = _set_start(key)
     slots = memory[first : first + _SET_BYTES]
     place = slots.find(key)
-    if place < 0 or place % _SLOT.size:
-        return None
-    slot = slots[place : place + _SLOT.size]
-    _, block_id, offset, num_bytes, row_start, checksum, has_checksum, crc = _SLOT.unpack(slot)
-    if zlib.crc32(slot[:-4]) != crc:
-        return None
-    return Listing(block_id.hex(), offset, num_bytes, row_start, checksum if has_checksum else None)
+    while place >= 0:
+        slot = slots[place : place + _SLOT.size]
+        if place % _SLOT.size == 0 and zlib.crc32(slot[:-4]) == int.from_bytes(slot[-4:], "little"):
+            _, block_id, offset, num_bytes, row_start, checksum, has_checksum, _ = _SLOT.unpack(slot)
+            return Listing(block_id.hex(), offset, num_bytes, row_start, checksum if has_checksum else None)
+        place = slots.find(key, place + 1)
+    return None
 
 
 def _key(transfer_id: str) -> bytes | None:

@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
+import torch.distributed
+
+# torch leaves the classes of its stores and groups untyped.
+dist: Any = torch.distributed
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 """torch.distributed's backend by kind of device."""
@@ -51,7 +54,7 @@ class Meeting:
 class Pair:
     """One end of a group, for one thread; `close` is idempotent. RuntimeError when the other end does not answer."""
 
-    def __init__(self, meeting: Meeting, rank: int, store: dist.Store, device: torch.device) -> None:
+    def __init__(self, meeting: Meeting, rank: int, store: Any, device: torch.device) -> None:
         """Meet the other end, for at most ten seconds."""
         self._peer = 1 - rank
         self._memory = AlignedMemory(device)
@@ -99,7 +102,7 @@ class AlignedMemory:
         return self._memory[:num_bytes]
 
 
-def open_store(host: str) -> tuple[dist.TCPStore, int]:
+def open_store(host: str) -> tuple[Any, int]:
     """A store of this process that the other end of a pair can reach, and its port; returns at once."""
     store = dist.TCPStore(
         host, 0, None, is_master=True, timeout=timedelta(seconds=_MEET_S), wait_for_workers=False, use_libuv=True
@@ -107,7 +110,7 @@ def open_store(host: str) -> tuple[dist.TCPStore, int]:
     return store, store.port
 
 
-def join_store(meeting: Meeting) -> dist.TCPStore:
+def join_store(meeting: Meeting) -> Any:
     """The other end's store. Raises torch.distributed.DistError (a RuntimeError) when it is not there."""
     return dist.TCPStore(
         meeting.host,
@@ -125,7 +128,7 @@ def new_meeting(host: str, port: int, backend: str) -> Meeting:
     return Meeting(host, port, backend, secrets.token_hex(8))
 
 
-def _make_group(meeting: Meeting, store: dist.Store, rank: int) -> Any:
+def _make_group(meeting: Meeting, store: Any, rank: int) -> Any:
     timeout = timedelta(seconds=_TRANSFER_S)
     if meeting.backend == "gloo":
         gloo = dist.ProcessGroupGloo

@@ -52,6 +52,7 @@ def test_a_pair_that_does_not_meet_falls_back_without_losing_the_request(
         return started
 
     monkeypatch.setattr(HcclSendChannel, "_start", elsewhere)
+    monkeypatch.setattr("transfer.channels.pair._MEET_S", 1.0)
     assert torch.equal(client.fetch(ref, FAR_S).result(WAIT_S), TENSOR)
 
 

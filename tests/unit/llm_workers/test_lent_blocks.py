@@ -1,5 +1,8 @@
 """Guards: an engine that reads an encoder's memory after it was used again, or that never gives it back."""
 
+import subprocess
+import sys
+import zlib
 from typing import Any
 
 import pytest
@@ -79,7 +82,7 @@ def test_an_aborted_request_keeps_it_while_a_step_may_still_load_it(nearby_engin
         assert not is_given_back(engine)
         assert torch.equal(stored.load(CPU), ROWS)
     engine.store.list_for_step([])
-    assert is_given_back(engine)
+    engine.step_until(lambda: is_given_back(engine))
 
 
 def test_two_requests_share_one_loan(nearby_engine: Any) -> None:
@@ -116,3 +119,20 @@ def test_what_finds_no_room_in_the_arena_comes_over_the_network(nearby_engine: A
     (stored,) = engine.store.list_for_step(["key"])
     assert not stored.is_lent
     assert torch.equal(stored.load(CPU), large)
+
+
+def test_two_workers_in_processes_of_their_own_read_the_same_bytes(nearby_engine: Any) -> None:
+    engine = nearby_engine
+    start(engine, "r")
+    (stored,) = engine.store.list_for_step(["key"])
+    engine.server.close()  # the file is gone by name; the scheduler's process still has it
+    script = (
+        "import sys, zlib, torch; from llm_workers.embedding_segment import StoredEmbedding;"
+        f"loaded = StoredEmbedding('key', {stored.path!r}, {stored.offset}, {stored.shape}, 'float32', True)"
+        ".load(torch.device('cpu')); sys.stdout.write(str(zlib.crc32(loaded.numpy())))"
+    )
+    workers = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) for _ in range(2)]
+    sums = [worker.communicate(timeout=120)[0].decode() for worker in workers]
+    assert sums == [str(zlib.crc32(ROWS.numpy()))] * 2
+    assert engine.client.fetched.total() == 1
+    engine.needs.finish("r", all_loaded=True)
