@@ -1,7 +1,7 @@
 """Every family's tokens through Triptych's stages over HTTP are those of one whole vLLM engine of the same weights.
 
 Two programs run side by side, each one family after another: `families/service_answers.py` and
-`families/reference_answers.py`; together they take about a minute of two processors. Float32, greedy.
+`families/reference_answers.py`. Float32, greedy.
 """
 
 from __future__ import annotations
