@@ -4,6 +4,7 @@ Guards: tickets that wait for the encoder, embeddings that are not the encoder's
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,11 +86,12 @@ def serve(settings: Callable[..., TriptychConfig]) -> Iterator[Callable[..., Ser
         made.append(Service(settings(encoder, **transfer)))
         return made[-1]
 
-    before = set(Path("/dev/shm").glob("triptych-arena-*"))
+    ours = f"triptych-arena-{os.getpid()}-*"  # other services may run on this machine
+    before = set(Path("/dev/shm").glob(ours))
     yield start
     for service in made:
         service.close()
-    assert set(Path("/dev/shm").glob("triptych-arena-*")) <= before
+    assert set(Path("/dev/shm").glob(ours)) <= before
 
 
 @pytest.mark.parametrize("channels", [("shm",), ("zmq",), ("shm", "zmq")])
