@@ -119,7 +119,7 @@ def _picture(seed: int, size: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _body(seed: int, size: int, tokens: int) -> dict[str, Any]:
+def request_body(seed: int, size: int, tokens: int) -> dict[str, Any]:
     picture = {"type": "image_url", "image_url": {"url": _picture(seed, size)}}
     messages = [{"role": "user", "content": [picture, {"type": "text", "text": "What is this?"}]}]
     return {
@@ -148,7 +148,7 @@ def _first_tokens(url: str, trace_file: Path, num_requests: int, size: int) -> I
     with httpx.Client(timeout=120) as client:
         for number in range(-5, num_requests):
             trace_file.write_text("", encoding="utf-8")
-            moments = _token_moments(client, url, _body(10_000 + number, size, 2))
+            moments = _token_moments(client, url, request_body(10_000 + number, size, 2))
             encoder = client.get(f"{url}/triptych/status").json()["stages"]["encoder"][0]
             if number < 0:
                 continue
@@ -172,7 +172,7 @@ def _line_of(trace_file: Path) -> str:
 
 def _seconds_per_token(url: str, num_tokens: int) -> float:
     with httpx.Client(timeout=300) as client:
-        runs = [_token_moments(client, url, _body(77, 224, num_tokens)) for _ in range(4)]
+        runs = [_token_moments(client, url, request_body(77, 224, num_tokens)) for _ in range(4)]
     return statistics.median((run[-1] - run[1]) / (num_tokens - 1) for run in runs[1:])
 
 

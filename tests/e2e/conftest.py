@@ -47,8 +47,7 @@ def service_settings(checkpoint: Path, collector: OTLPCollector) -> dict[str, ob
     """Settings of the service under test."""
     engine = {
         "num_replicas": 2,
-        # 24,000 tokens: small enough that one load touches every page of it, after which memory must stay flat.
-        "kv_cache_bytes": "48 MiB",
+        "kv_cache_bytes": "192 MiB",
         "engine_args": {"max_model_len": MAX_MODEL_LEN, "enforce_eager": True},
     }
     return {

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import requests
 from openai import OpenAI
 
@@ -56,14 +55,6 @@ class Server:
     def log_end(self) -> str:
         """The last part of the log."""
         return self.log.read_text(errors="replace")[-6000:]
-
-    def memory_bytes(self) -> int:
-        """Memory that belongs to the server's processes alone, all of them together."""
-        total = 0
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += process.memory_full_info().uss
-        return total
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL for whatever is left after a long wait."""

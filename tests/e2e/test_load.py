@@ -66,26 +66,6 @@ def test_200_requests_at_once(service: Server, reference: OpenAI) -> None:
         assert len(stage_status(service, stage)) == 2
 
 
-@pytest.mark.timeout(900)
-def test_memory_is_flat_under_load(service: Server) -> None:
-    """After loads that touch every page of the KV caches and fill the encoders' caches, more load takes no more memory.
-
-    Two measurements each are compared by their extremes, since a collection of garbage moves single ones by 20 MiB.
-    """
-
-    def after_a_load() -> int:
-        asyncio.run(_ask_all(service))
-        wait_until_nothing_is_held(service)
-        return service.memory_bytes()
-
-    for _ in range(2):
-        after_a_load()
-    before = [after_a_load() for _ in range(2)]
-    after = [after_a_load() for _ in range(2)]
-    grown_mib = (min(after) - max(before)) / 2**20
-    assert grown_mib < 16, [size >> 20 for size in before + after]
-
-
 def test_every_replica_gets_a_share(service: Server) -> None:
     """Two replicas of each stage: each one does at least a fifth of a load of distinct pictures."""
 
