@@ -3,8 +3,8 @@
     python -m benchmarks.memory [--loads 8] [--requests 200]
 
 Starts an E/P/D service of a small random checkpoint and asks about 40 pictures again and again, many at once. Prints
-the memory that belongs to each process alone (USS), and by how much it grew. KV caches are made small, since their pages
-are only taken when they are first used.
+the memory that belongs to each process alone (USS), and by how much it grew. KV caches are made small, since their
+pages are only taken when they are first used.
 """
 
 from __future__ import annotations
