@@ -38,7 +38,10 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from cluster.ingress.app import build_openai_app
+from cluster.ingress.observation import RequestObserver
+from cluster.metrics.instruments import Instruments
 from cluster.pipeline import Pipeline
+from cluster.tracing import Tracing
 from configs import TriptychConfig, embedding_fingerprint
 from encoder_workers.worker import EncoderWorker
 from llm_workers.embedding_params import request_params
@@ -106,7 +109,9 @@ async def served(
         return {"encoder": [encoder.stats()], "decode": [1]}
 
     pipeline = Pipeline(encoder, None, decode, attempts=1)
-    app = build_openai_app(config, pipeline, leases.release, status)
+    tracing = Tracing(config.observability, "ingress", "only")
+    observer = RequestObserver(Instruments("ingress", "only"), tracing)
+    app = build_openai_app(config, pipeline, leases.release, status, list, observer)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, host=_HOST, port=port, log_level="warning", lifespan="on"))
     serving = asyncio.ensure_future(server.serve())
@@ -121,6 +126,7 @@ async def served(
         server.should_exit = True
         await serving
         leases.close()
+        tracing.close()
 
 
 async def answers_of(client: httpx.AsyncClient, ask: dict[str, Any]) -> dict[str, Any]:
