@@ -64,8 +64,10 @@ def draw_weights(model: PreTrainedModel, seed: int) -> None:
     """Redraw every matrix of `model`, and give it the type that checkpoints are published in."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() >= 2:
+        for name, parameter in model.named_parameters():
+            if ".experts." in name:  # One matrix for each expert, together in one tensor.
+                parameter.copy_(torch.stack([draw_tensor(expert.shape, generator) for expert in parameter]))
+            elif parameter.dim() >= 2:
                 parameter.copy_(draw_tensor(parameter.shape, generator))
     model.to(torch.bfloat16)
 
