@@ -1,7 +1,7 @@
 """The stages over Ray Serve handles: Ray's errors become ours, cancelling here cancels there.
 
-Every call streams, also where it gives one item, so that all of them end, fail and are cancelled in one way. Serve's
-gRPC transport costs half of what its actor calls do, but held streams back until their end under load (Ray 2.60).
+Every call streams, also where it gives one item, so that all of them end, fail and are cancelled in one way. Serve's gRPC
+transport costs half of what its actor calls do, but held streams back until their end under load (Ray 2.60).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -129,6 +130,6 @@ def _typed(error: Exception, lost: type[RetryableError]) -> TriptychError:
         return Busy("all replicas of a stage have as many requests as they may")
     if isinstance(error, RayActorError | DeploymentUnavailableError | TaskCancelledError):
         return lost(f"a replica was lost: {type(error).__name__}")
-    if isinstance(error, RayError | RayServeException):
+    if isinstance(error, RayError | RayServeException | AioRpcError):
         return lost(f"{type(error).__name__}: {error}")
     return TriptychError(f"{type(error).__name__}: {error}")
