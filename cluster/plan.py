@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.serve_environment import REPLICA_ENVIRONMENT
 from configs import StageConfig, TriptychConfig
 
 # CPU-light replicas ask for no CPU: on a small machine they would otherwise take the place of the engines.
@@ -40,7 +41,7 @@ class DeploymentPlan:
         custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
         options: dict[str, Any] = {
             "num_cpus": self.resources.get("CPU", _NO_CPU),
-            "runtime_env": {"env_vars": dict(self.environment)},
+            "runtime_env": {"env_vars": {**REPLICA_ENVIRONMENT, **self.environment}},
         }
         if "GPU" in self.resources:
             options["num_gpus"] = self.resources["GPU"]

@@ -1,7 +1,6 @@
 """The stages over Ray Serve handles: Ray's errors become ours, cancelling here cancels there.
 
-Every call streams, also where it gives one item, so that all of them end, fail and are cancelled in one way. Serve's gRPC
-transport costs half of what its actor calls do, but held streams back until their end under load (Ray 2.60).
+Calls go by Serve's gRPC transport, not by object references: a call then costs half, a streamed item a quarter.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class RayEncoderStage:
     """Encoder replicas behind a handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle.options(stream=True)
+        self._handle = _direct(handle)
 
     async def encode(self, request: EncodeRequest) -> EncodeReply:
         reply: EncodeReply = await _single(self._handle.encode.remote(request), EncoderLost, request.timeout_s)
@@ -49,7 +48,7 @@ class RayPrefillStage:
     """Prefill replicas behind a handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle.options(stream=True)
+        self._handle = _direct(handle)
 
     async def prefill(self, request: PrefillRequest) -> PrefillResult:
         result: PrefillResult = await _single(self._handle.prefill.remote(request), WorkerLost, request.timeout_s)
@@ -60,7 +59,7 @@ class RayDecodeStage:
     """Decode replicas behind a handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle.options(stream=True)
+        self._handle = _direct(handle)
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
         response = self._handle.decode.remote(request)
@@ -70,6 +69,13 @@ class RayDecodeStage:
 
     async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
         await _single(self._handle.release_kv.remote(request_id, kv_params), WorkerLost, _RELEASE_TIMEOUT_S)
+
+
+def _direct(handle: DeploymentHandle) -> DeploymentHandle:
+    """The handle for calls that stream: only these tell the router at once which replica has taken them."""
+    return handle.options(
+        stream=True, _by_reference=False, request_serialization="pickle", response_serialization="pickle"
+    )
 
 
 async def _single(response: Any, lost: type[RetryableError], timeout_s: float) -> Any:
