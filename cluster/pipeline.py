@@ -5,8 +5,7 @@
     decode    prompt + KV      -> tokens
 
 A retryable failure before the first token is tried again elsewhere, `encode_attempts` times in all and within the
-request's deadline; after it, what is left of the sequence is generated elsewhere where that gives the same tokens, and
-the stream goes on. Every way out gives up every lease.
+request's deadline; after the first token it ends the stream. Every way out gives up every lease.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Any
 
 from vllm.outputs import RequestOutput
 
-from cluster.continuation import Continuation
 from cluster.leases import RequestLeases
 from cluster.request import Generation, RequestContext, TicketedItem
 from cluster.stages import DecodeStage, EncoderStage, PrefillStage
@@ -91,27 +89,21 @@ class Pipeline:
         """The outputs of one sequence.
 
         Raises:
-            TriptychError: a stage failed terminally, or too often without a token in between.
+            TriptychError: a stage failed terminally, too often, or after the first token.
         """
-        continuation = Continuation(generation)
-        attempt = 1
-        while True:
-            num_tokens = continuation.num_tokens
+        for attempt in range(1, self._attempts + 1):
+            begun = False
             try:
                 async with contextlib.aclosing(self._attempt(context, generation)) as outputs:
                     async for output in outputs:
-                        continuation.add(output)
+                        begun = True
                         yield output
                 return
             except RetryableError as error:
-                rest = continuation.rest()
-                if rest is None:
+                if begun:
                     raise
-                if continuation.num_tokens > num_tokens:
-                    attempt = 1
                 await self._pause_or_raise(context, attempt, error)
-                attempt += 1
-                generation = await self._with_live_tickets(context, replace(rest, items=generation.items), error)
+                generation = await self._with_live_tickets(context, generation, error)
 
     async def _attempt(self, context: RequestContext, generation: Generation) -> AsyncGenerator[RequestOutput, None]:
         """Prefill, then decode; without a prefill stage decode computes the prompt itself."""

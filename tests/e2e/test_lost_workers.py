@@ -85,33 +85,3 @@ def test_killed_while_requests_wait(service: Server, client: OpenAI, reference: 
     assert again.choices[0].message.content == expected.choices[0].message.content
     # What the dead held ends with them or, at the latest, with its lease.
     wait_until_nothing_is_held(service, timeout_s=45)
-
-
-@pytest.mark.timeout(900)
-def test_a_stream_survives_its_decode_replica(service: Server, client: OpenAI, reference: OpenAI) -> None:
-    """Killed in the middle of a stream: the other replica goes on with it, and the tokens are those of a quiet run."""
-    request: dict[str, Any] = {
-        "model": MODEL_NAME,
-        "messages": _messages(5300),
-        "max_tokens": 2000,
-        "temperature": 0,
-        "extra_body": {"return_token_ids": True, "ignore_eos": True},
-    }
-    stream: Any = client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True})
-    token_ids: list[int] = []
-    text, usage, victim = "", None, None
-    for chunk in stream:
-        usage = chunk.usage or usage
-        for choice in chunk.choices:
-            token_ids += getattr(choice, "token_ids", None) or []
-            text += choice.delta.content or ""
-        if victim is None and len(token_ids) >= 20:
-            (victim,) = [r["process_id"] for r in stage_status(service, "decode") if r["num_running"]]
-            psutil.Process(victim).kill()
-    assert victim is not None
-    quiet: Any = reference.chat.completions.create(**request)
-    assert token_ids == quiet.choices[0].token_ids
-    assert text == quiet.choices[0].message.content
-    assert (usage.prompt_tokens, usage.completion_tokens) == (quiet.usage.prompt_tokens, 2000)
-    _wait_for_replicas(service, "decode", 2)
-    wait_until_nothing_is_held(service, timeout_s=45)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+from vllm.sampling_params import SamplingParams
 
 from cluster.deadline import Deadline
 from cluster.leases import RequestLeases
@@ -122,13 +122,13 @@ class Run:
     def _release(self, ref: EmbeddingRef) -> None:
         self.released[ref.transfer_id] += 1
 
-    async def generate(self, *urls: str, params: SamplingParams | None = None) -> str:
+    async def generate(self, *urls: str) -> str:
         """The text that comes out; leases are closed as at the end of a request."""
         try:
             media = [MediaItem("image", url=url) for url in urls]
             asked = [(item.modality, self.pipeline.ask(self.context, item, ())) for item in media]
             items = await self.pipeline.encode(self.context, asked)
-            generation = Generation("r", Prompt([1, 2]), tuple(items), params or SamplingParams(), GenerateOptions())
+            generation = Generation("r", Prompt([1, 2]), tuple(items), SamplingParams(), GenerateOptions())
             return "".join(
                 [output.outputs[0].text async for output in self.pipeline.generate(self.context, generation)]
             )
@@ -226,38 +226,3 @@ async def test_a_ticket_that_nobody_waits_for_is_given_up_with_the_request() -> 
     await asyncio.wait([failed], timeout=5)
     assert failed.cancelled()
     assert run.released == {"transfer-1": 1}
-
-
-async def test_a_stream_goes_on_elsewhere_after_the_tokens_it_has_given() -> None:
-    decode = ScriptedDecode(late=[WorkerLost("gone"), None])
-    run = Run(ScriptedEncoder(), ScriptedPrefill(), decode)
-    params = SamplingParams(max_tokens=8, min_tokens=3, temperature=0, output_kind=RequestOutputKind.DELTA)
-    assert await run.generate("x", params=params) == "aab"
-    first, second = decode.requests
-    assert (first.prompt.token_ids, first.params.max_tokens) == ([1, 2], 8)
-    assert (second.prompt.token_ids, second.params.max_tokens, second.params.min_tokens) == ([1, 2, 1], 7, 2)
-
-
-async def test_every_token_gives_a_stream_its_attempts_back() -> None:
-    decode = ScriptedDecode(late=[WorkerLost("gone")] * 5 + [None])
-    params = SamplingParams(max_tokens=20, temperature=0, output_kind=RequestOutputKind.DELTA)
-    run = Run(ScriptedEncoder(), ScriptedPrefill(), decode, attempts=2)
-    assert await run.generate(params=params) == "a" * 6 + "b"
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        SamplingParams(max_tokens=8, seed=3, output_kind=RequestOutputKind.DELTA),
-        SamplingParams(max_tokens=8, presence_penalty=0.5, output_kind=RequestOutputKind.DELTA),
-        SamplingParams(max_tokens=8, stop=["x"], output_kind=RequestOutputKind.DELTA),
-        SamplingParams(
-            max_tokens=8, structured_outputs=StructuredOutputsParams(regex="a+"), output_kind=RequestOutputKind.DELTA
-        ),
-    ],
-    ids=["seed", "penalty", "stop string", "grammar"],
-)
-async def test_a_sequence_that_cannot_be_split_ends_with_one_error(params: SamplingParams) -> None:
-    run = Run(ScriptedEncoder(), ScriptedPrefill(), ScriptedDecode(late=[WorkerLost("gone"), None]))
-    with pytest.raises(WorkerLost):
-        await run.generate(params=params)
