@@ -103,6 +103,9 @@ async def _stream(response: Any, lost: type[RetryableError], timeout_s: float) -
             async with asyncio.timeout_at(deadline):
                 item = await anext(response)
             yield item
+            # Items that are there already do not suspend: a caller that lags would keep the loop to itself, and what it
+            # has read would leave this process at the stream's end.
+            await asyncio.sleep(0)
     except StopAsyncIteration:
         ended = True
     except asyncio.CancelledError as error:
