@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import ClassVar
@@ -36,6 +37,7 @@ class ServerProducer(Producer):
         self._transfer_id = ""
 
     def prepare(self) -> EmbeddingRef:
+        self._wait_for_releases()
         self._transfer_id = new_transfer_id()
         num_tokens, width = self._tensor.shape
         self._server.announce(self._transfer_id, "key", num_tokens, width, "float32")
@@ -56,6 +58,14 @@ class ServerProducer(Producer):
 
     def close(self) -> None:
         self._server.close()
+
+    def _wait_for_releases(self) -> None:
+        """A consumer that reads without asking is ahead of its releases; the arena must have room for the next."""
+        deadline = time.monotonic() + WAIT_S
+        while self._server.stats().num_leases > _HEADROOM // 2:
+            if time.monotonic() > deadline:
+                raise TimeoutError("transfers that were fetched are not released")
+            time.sleep(1e-4)
 
 
 class ZmqProducer(ServerProducer):

@@ -23,6 +23,7 @@ from tests.e2e.otlp_collector import OTLPCollector, ReceivedSpan
 from tests.e2e.servers import Server
 
 _SETTLE_S = 60.0
+_EXPORT_S = 12.0  # Ray's processes report every 10 s
 _NUM_TOKENS = 12
 # Nothing is lost or shed here, so nobody counts that.
 _OF_FAILURES = (registry.RETRIES, registry.SHED)
@@ -34,12 +35,30 @@ def _samples(service: Server) -> Samples:
     return scrape(endpoints, timeout_s=30.0)
 
 
+def _samples_at_rest(service: Server) -> Samples:
+    """What is exported once nothing that earlier tests asked for is still to be counted."""
+    deadline = time.monotonic() + 2 * _SETTLE_S
+    before = _samples(service)
+    while True:
+        time.sleep(_EXPORT_S)
+        after = _samples(service)
+        if _counts(after) == _counts(before):
+            return after
+        assert time.monotonic() < deadline, "the counters grow although nobody asks"
+        before = after
+
+
+def _counts(samples: Samples) -> dict[str, float]:
+    """Sums of the counters, vLLM's included; gauges go up and down as they like."""
+    return {name: samples.total(name, {}) for name in samples.names if name.endswith(("_total", "_count"))}
+
+
 class Growth:
     """How much series have grown since this object was made; Ray exports them every few seconds."""
 
     def __init__(self, service: Server) -> None:
         self._service = service
-        self._before = _samples(service)
+        self._before = _samples_at_rest(service)
         self.after = self._before
 
     def of(self, name: str, **labels: str) -> float:
