@@ -79,11 +79,12 @@ def _direct(handle: DeploymentHandle) -> DeploymentHandle:
 
 
 async def _single(response: Any, lost: type[RetryableError], timeout_s: float) -> Any:
-    """The one item of a call that streams a single one."""
-    async with contextlib.aclosing(_stream(response, lost, timeout_s)) as items:
-        async for item in items:
-            return item
-    raise lost("a replica ended the call without an answer")
+    """The one item of a call that streams a single one, read to its end: a stream that is left is cancelled."""
+    async with contextlib.aclosing(_stream(response, lost, timeout_s)) as stream:
+        items = [item async for item in stream]
+    if not items:
+        raise lost("a replica ended the call without an answer")
+    return items[0]
 
 
 async def _stream(response: Any, lost: type[RetryableError], timeout_s: float) -> AsyncGenerator[Any, None]:

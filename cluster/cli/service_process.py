@@ -10,6 +10,7 @@ import os
 import shlex
 import struct
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -40,16 +41,21 @@ def main() -> int:
 
 def serve(config_path: Path, port: int, ray_address: str | None, stop: threading.Event) -> int:
     """One service, from its first process to its last."""
+    # Under /tmp whatever TMPDIR says: paths of Unix sockets are at most 107 bytes long, and a node's id takes 56.
+    with tempfile.TemporaryDirectory(prefix="triptych-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        return _serve(config_path, port, ray_address, stop, Path(folder))
+
+
+def _serve(config_path: Path, port: int, ray_address: str | None, stop: threading.Event, folder: Path) -> int:
+    """As `serve`, with a folder for files that last as long as the service."""
     progress = Progress()
     progress("loading")
     # Ray's and vLLM's news are for the logs of the replicas; what they say on their way in is not about this service.
     logging.disable(logging.WARNING)
     from configs import load_config
-    from configs.environment import set_environment
 
     if ray_address is None:
-        # Ray reads it when it is imported, and warns about the default, which is the same.
-        set_environment({"RAY_AUTH_MODE": "token"})
+        _set_ray_up(folder)
     from cluster.runtime import Service, StartupFailed, StartupStopped, sweep_shared_memory
 
     config = load_config(config_path)
@@ -71,6 +77,16 @@ def serve(config_path: Path, port: int, ray_address: str | None, stop: threading
         end_descendants(_ORPHAN_GRACE_S, segments)
         sweep_shared_memory()
     return status
+
+
+def _set_ray_up(folder: Path) -> None:
+    """The variables of a Ray of this service's own, which Ray reads when it is imported."""
+    from cluster.serve_environment import front_environment
+    from configs.environment import read_environment, set_environment
+
+    set_environment({"RAY_AUTH_MODE": "token"})  # the default, which Ray warns about
+    if read_environment().haproxy is not False:
+        set_environment(front_environment(folder))
 
 
 class Progress:
