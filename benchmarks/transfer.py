@@ -18,6 +18,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -58,6 +59,7 @@ class Run:
         _ask(self._pipe, "publish")
         self.consumer.expect(self._item)
         _check(self.consumer.collect(), num_bytes)
+        self._signal(signal.SIGSTOP)
 
     def kinds(self) -> dict[str, Callable[[], float]]:
         """What can be measured of this peer."""
@@ -73,7 +75,8 @@ class Run:
         return found
 
     def take_turn(self, kind: str, one: Callable[[], float], seconds: float, max_rounds: int) -> None:
-        """Some rounds of one kind."""
+        """Some rounds of one kind; outside its turns the producer is stopped, since NIXL's would take a core."""
+        self._signal(signal.SIGCONT)
         if kind.startswith("busy"):
             _ask(self._pipe, "compute")
         for _ in range(3):
@@ -86,14 +89,20 @@ class Run:
             times.append(one())
         if kind.startswith("busy"):
             _ask(self._pipe, "rest")
+        self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
         """End both ends."""
+        self._signal(signal.SIGCONT)
         self.consumer.close()
         self._pipe.send("stop")
         self._process.join(_WAIT_S)
         self._process.kill()
         self._process.join()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def _fetch(self) -> float:
         started = time.perf_counter()

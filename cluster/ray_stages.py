@@ -31,6 +31,8 @@ from transfer import (
 # A replica ends an overdue request itself and says so; the caller waits that much longer for it.
 _GRACE_S = 5.0
 _RELEASE_TIMEOUT_S = 10.0
+_ending: set[asyncio.Task[None]] = set()
+"""Streams whose only item is there: the loop itself keeps no reference to its tasks."""
 
 
 class RayEncoderStage:
@@ -79,12 +81,24 @@ def _direct(handle: DeploymentHandle) -> DeploymentHandle:
 
 
 async def _single(response: Any, lost: type[RetryableError], timeout_s: float) -> Any:
-    """The one item of a call that streams a single one, read to its end: a stream that is left is cancelled."""
-    async with contextlib.aclosing(_stream(response, lost, timeout_s)) as stream:
-        items = [item async for item in stream]
-    if not items:
-        raise lost("a replica ended the call without an answer")
-    return items[0]
+    """The one item of a call that streams a single one."""
+    stream = _stream(response, lost, timeout_s)
+    try:
+        item = await anext(stream)
+    except StopAsyncIteration as error:
+        raise lost("a replica ended the call without an answer") from error
+    # A stream that is left is cancelled, with a message to a replica that has done all it should; its end is read, but
+    # nobody waits for it.
+    task = asyncio.ensure_future(_read_to_end(stream))
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)
+    return item
+
+
+async def _read_to_end(stream: AsyncGenerator[Any, None]) -> None:
+    with contextlib.suppress(TriptychError):
+        async for _ in stream:
+            pass
 
 
 async def _stream(response: Any, lost: type[RetryableError], timeout_s: float) -> AsyncGenerator[Any, None]:

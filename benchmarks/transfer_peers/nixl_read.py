@@ -35,7 +35,8 @@ class NixlConsumer(Consumer):
         super().__init__(address, num_bytes)
         metadata, remote = address
         self._tensor = torch.zeros(num_bytes // 4)
-        self._agent = nixl_agent("consumer", nixl_agent_config(backends=["UCX"]))
+        # It polls itself; a progress thread that spins beside that takes a core from every peer.
+        self._agent = nixl_agent("consumer", nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
         self._registration = self._agent.register_memory([self._tensor])
         self._producer = self._agent.add_remote_agent(metadata)
         self._remote = self._agent.deserialize_descs(remote)

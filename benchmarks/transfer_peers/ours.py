@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.transfer_peers.base import WAIT_S, Consumer, Producer
 from transfer import (
+    ClientSettings,
     EmbeddingClient,
     EmbeddingRef,
     EmbeddingServer,
@@ -83,7 +84,8 @@ class ClientConsumer(Consumer):
 
     def __init__(self, address: str, num_bytes: int) -> None:
         super().__init__(address, num_bytes)
-        self._client = EmbeddingClient(FINGERPRINT, None, receive_channels([address]))
+        # The producer is stopped while others have their turn, which is no reason to think it dead.
+        self._client = EmbeddingClient(FINGERPRINT, ClientSettings(liveness_s=WAIT_S), receive_channels([address]))
         self._memory = tensor_to_buffer(torch.zeros(num_bytes // 4))
         self._future: Future[torch.Tensor] = Future()
 
