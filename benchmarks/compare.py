@@ -22,8 +22,7 @@ import yaml
 
 from benchmarks.machine import describe_machine
 from benchmarks.ratios import COLOCATED, ratio_lines, ratios
-from benchmarks.service import running_server, running_service
-from benchmarks.sized_checkpoint import write_sized_checkpoint
+from benchmarks.service import random_checkpoint, running_server, running_service
 from cluster.cli.bench import run_scenarios
 from cluster.cli.bench.report import table_lines
 from cluster.cli.bench.results import ScenarioResult
@@ -44,8 +43,7 @@ def main() -> int:
     file = load_scenarios(arguments.scenarios)
     with tempfile.TemporaryDirectory(prefix="triptych-compare-") as name:
         folder = Path(name)
-        checkpoint = folder / "model"
-        write_sized_checkpoint(checkpoint)
+        checkpoint = random_checkpoint("qwen2_5_vl_half_second", folder)
         targets = {
             COLOCATED: lambda: _colocated(checkpoint, arguments.threads, folder),
             "E/P/D": lambda: _triptych(checkpoint, arguments.threads, folder, prefill=True),

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,9 +21,8 @@ import psutil
 import yaml
 
 from benchmarks.overhead import request_body
-from benchmarks.service import running_service
+from benchmarks.service import random_checkpoint, running_service
 
-_ROOT = Path(__file__).parents[1]
 _NUM_PICTURES = 40
 _SETTLE_S = 3.0
 _SHOWN_BYTES = 2**20
@@ -56,8 +53,7 @@ def main() -> int:
 
 
 def _config(folder: Path) -> Path:
-    checkpoint = folder / "model"
-    subprocess.run([sys.executable, str(_ROOT / "tools" / "make_random_checkpoint.py"), str(checkpoint)], check=True)
+    checkpoint = random_checkpoint("qwen2_5_vl", folder)
     engine = {"kv_cache_bytes": "48 MiB", "engine_args": {"max_model_len": 4096, "enforce_eager": True}}
     settings: dict[str, Any] = {"model": str(checkpoint), "served_model_name": "demo", "dtype": "float32"}
     settings |= {"encoder": {}, "prefill": engine, "decode": engine}

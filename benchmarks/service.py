@@ -18,6 +18,14 @@ _START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 120.0
 
 
+def random_checkpoint(family: str, folder: Path) -> Path:
+    """A new random checkpoint in `folder`; `family` as `tools/make_random_checkpoint.py` knows it."""
+    checkpoint = folder / "model"
+    tool = Path(__file__).parents[1] / "tools" / "make_random_checkpoint.py"
+    subprocess.run([sys.executable, str(tool), str(checkpoint), "--family", family], check=True)
+    return checkpoint
+
+
 @contextlib.contextmanager
 def running_service(config: Path, log: Path) -> Iterator[str]:
     """A service of this configuration on a free port; yields its base URL.

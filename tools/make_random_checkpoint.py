@@ -31,11 +31,18 @@ FAMILIES: dict[str, Callable[[Path, int], None]] = {
     "qwen2_audio": qwen2_audio.write,
 }
 
+SIZED: dict[str, Callable[[Path, int], None]] = {
+    "qwen2_5_vl_half_second": qwen2_5_vl.write_half_second,
+    "qwen2_5_vl_wide": qwen2_5_vl.write_wide,
+}
+"""Checkpoints of a size that a benchmark wants."""
+
 
 def make_checkpoint(out_dir: Path, *, family: str = "qwen2_5_vl", seed: int = 1) -> None:
     """Write the checkpoint; `out_dir` appears only when complete. Raises ValueError for a bad family or a used path."""
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}; known: {', '.join(sorted(FAMILIES))}")
+    write = (FAMILIES | SIZED).get(family)
+    if write is None:
+        raise ValueError(f"unknown family {family!r}; known: {', '.join(sorted(FAMILIES | SIZED))}")
     if out_dir.exists() and any(out_dir.iterdir()):
         raise ValueError(f"{out_dir} exists and is not empty")
     started = time.monotonic()
@@ -43,7 +50,7 @@ def make_checkpoint(out_dir: Path, *, family: str = "qwen2_5_vl", seed: int = 1)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
     try:
-        FAMILIES[family](partial, seed)
+        write(partial, seed)
         partial.chmod(0o755)
         for path in partial.iterdir():
             path.chmod(0o644)
@@ -56,7 +63,7 @@ def make_checkpoint(out_dir: Path, *, family: str = "qwen2_5_vl", seed: int = 1)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--family", default="qwen2_5_vl", choices=sorted(FAMILIES))
+    parser.add_argument("--family", default="qwen2_5_vl", choices=sorted(FAMILIES | SIZED))
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
