@@ -16,32 +16,38 @@ from examples.demo_model.rows import PADDING, SHARED, PackedRows
 
 _NUM_OUTPUTS = len(MARK_NAMES) + len(MARK_COLOURS) + 1
 _MAX_CELLS = 13
+_MAX_PICTURES = 2
 _FACT_WEIGHT = 2.0
 _NUM_LENGTHS = 4
 _HIDDEN_FROM_ALL = -1e4
 
 
 class Heads(nn.Module):
-    """Training aids, not exported: what a visual token's patches show, and where in its picture the token lies.
+    """Training aids, not exported: what a visual token's patches show, in which picture it lies, and where there.
 
     The tower knows relative places only, and the language model's attention passes on contents without their places:
-    left and right are learned many times sooner once its first layer is made to write each token's place into it.
+    left and right, the first and the second are learned many times sooner once its first layer is made to write each
+    token's place into it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.out = nn.Linear(layout.TEXT_WIDTH, layout.MERGE**2 * _NUM_OUTPUTS)
-        self.place = nn.Linear(layout.TEXT_WIDTH, 2 * _MAX_CELLS)
+        self.place = nn.Linear(layout.TEXT_WIDTH, 2 * _MAX_CELLS + _MAX_PICTURES)
         self.facts = nn.Linear(layout.TEXT_WIDTH, sum(FACT_SIZES))
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
-    def place_loss(self, early: Tensor, positions: Tensor) -> Tensor:
-        """Return the loss of first-layer outputs (S, D) of visual tokens against their M-RoPE positions (3, S)."""
-        rows, columns = self.place(early).float().split(_MAX_CELLS, dim=1)
-        return F.cross_entropy(rows, positions[1] - positions[0]) + F.cross_entropy(
-            columns, positions[2] - positions[0]
-        )
+    def place_loss(self, early: Tensor, positions: Tensor, pictures: Tensor) -> Tensor:
+        """Return the loss of first-layer outputs (S, D) of visual tokens against where they lie.
+
+        Args:
+            positions: their M-RoPE positions (3, S).
+            pictures: which picture of its row each belongs to (S), from 0.
+        """
+        rows, columns, own = self.place(early).float().split((_MAX_CELLS, _MAX_CELLS, _MAX_PICTURES), dim=1)
+        down, across = positions[1] - positions[0], positions[2] - positions[0]
+        return F.cross_entropy(rows, down) + F.cross_entropy(columns, across) + F.cross_entropy(own, pictures)
 
     def patch_loss(self, visual: Tensor, pictures: Pictures) -> Tensor:
         """Return the loss of visual tokens (B, N / 4, D) against what the patches show; marked patches weigh more."""
@@ -140,10 +146,20 @@ def _answer_logits(
         asked = torch.from_numpy(local[rows.target_rows[mine]]), torch.from_numpy(rows.target_places[mine])
         hidden, early = network.language_model(ids, seen, ids == image_pad, positions, bias, asked)
         if len(seen):
-            lost.append(heads.place_loss(early[ids == image_pad], positions[:, ids == image_pad]))
+            shown = ids == image_pad
+            lost.append(heads.place_loss(early[shown], positions[:, shown], _pictures_of(positions[0], shown)))
         found = F.linear(hidden, network.language_model.embed_tokens.weight).float()
         logits = logits.index_copy(0, torch.from_numpy(mine), found)
     return logits, torch.stack(lost).mean()
+
+
+def _pictures_of(times: Tensor, shown: Tensor) -> Tensor:
+    """Return which picture of its row each visual token belongs to (S), from the rows' temporal positions (B, T).
+
+    All tokens of a picture share one, and the pictures of a row have others.
+    """
+    first = times.masked_fill(~shown, torch.iinfo(times.dtype).max).amin(1, keepdim=True)
+    return (times > first)[shown].long()
 
 
 def _see(network: Network, heads: Heads, batch: Batch) -> tuple[Tensor, Tensor]:
