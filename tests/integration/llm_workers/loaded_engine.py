@@ -27,7 +27,7 @@ def main(checkpoint: str, num_loads: int, num_requests: int) -> None:
     worker = LLMWorker(parse_config(config), "decode", "127.0.0.1")
     try:
         sizes = asyncio.run(_memory_after_loads(worker, num_loads, num_requests))
-        sys.stdout.write(json.dumps(sizes) + "\n")
+        sys.stdout.write(json.dumps({"sizes": sizes}) + "\n")
     finally:
         worker.close()
 
