@@ -5,8 +5,8 @@ Usage: python -m examples.demo_model.train STATE_FILE [--export CHECKPOINT_DIR]
 
 import argparse
 import collections
+import functools
 import logging
-import math
 import os
 import signal
 import threading
@@ -23,10 +23,11 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from examples.demo_model import chat
 from examples.demo_model.batches import Batch, BatchMaker, Mixture
 from examples.demo_model.export import export
-from examples.demo_model.generator import DEV_SEEDS, TRAIN_SEEDS
+from examples.demo_model.generator import DEV_SEEDS, QUESTION_KINDS, TRAIN_SEEDS
 from examples.demo_model.network import Network
 from examples.demo_model.objective import Heads, evaluate_batch, patch_loss
 from examples.demo_model.optimiser import Optimiser
+from examples.demo_model.team import Team, run_as_team
 
 _log = logging.getLogger(__name__)
 _NUM_AHEAD = 6
@@ -39,7 +40,7 @@ _STATE_EVERY_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``num_steps`` in all, of which the first ``tower_steps`` teach the tower alone."""
+    """``num_steps`` in all, of which the first ``tower_steps`` teach the tower alone; the rest is of whole batches."""
 
     num_steps: int
     tower_steps: int
@@ -57,18 +58,22 @@ class Settings:
         left = (self.num_steps - step) / (self.fall_share * self.num_steps)
         return min(1.0, (step + 1) / 100, left)
 
-    def mixture(self, step: int) -> Mixture:
-        """The tower alone sees mostly numbers, the harder thing to tell apart, and no prompts."""
+    def mixture(self, step: int, size: int) -> Mixture:
+        """Return what one process of ``size`` takes of a batch.
+
+        The tower alone sees mostly numbers, the harder thing to tell apart, and no prompts.
+        """
         if step < self.tower_steps:
-            return Mixture(self.tower_singles, 0, 0, number_share=0.45)
-        return Mixture(self.num_singles, self.num_pairs, _NUM_TEXT, number_share=0.35)
+            return Mixture(max(1, self.tower_singles // size), 0, 0, number_share=0.45)
+        parts = [max(1, number // size) for number in (self.num_singles, self.num_pairs, _NUM_TEXT)]
+        return Mixture(*parts, number_share=0.35)
 
 
 class BatchStream:
-    """Training batches in order, made a few ahead in a process of their own."""
+    """One process's parts of the training batches in order, made a few ahead in a process of their own."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, team: Team) -> None:
+        self._settings, self._team = settings, team
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), _start_maker)
 
     def __enter__(self) -> "BatchStream":
@@ -81,7 +86,8 @@ class BatchStream:
         ahead: collections.deque[Future[Batch]] = collections.deque()
         for index in range(first, stop + _NUM_AHEAD):
             if index < stop:
-                ahead.append(self._pool.submit(_make, index, self._settings.mixture(index)))
+                mixture = self._settings.mixture(index, self._team.size)
+                ahead.append(self._pool.submit(_make, index * self._team.size + self._team.rank, mixture))
             if index >= first + _NUM_AHEAD or index >= stop:
                 if not ahead:
                     return
@@ -114,21 +120,26 @@ def initialise(network: Network) -> None:
         torch.nn.init.normal_(parameter, std=deviation)
 
 
-def dev_accuracy(network: Network, heads: Heads, batches: list[Batch], image_pad: int) -> dict[str, float]:
-    """Return by question type the share of dev questions whose greedy answer is right."""
-    counts: dict[str, list[bool]] = collections.defaultdict(list)
+def dev_accuracy(network: Network, heads: Heads, batches: list[Batch], image_pad: int, team: Team) -> dict[str, float]:
+    """Return by question type the share of the whole team's dev questions whose greedy answer is right."""
+    counts = torch.zeros(2, len(QUESTION_KINDS))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for batch in batches:
             for kind, right in evaluate_batch(network, heads, batch, image_pad).right:
-                counts[kind].append(right)
-    return {kind: sum(rights) / len(rights) for kind, rights in sorted(counts.items())}
+                counts[:, QUESTION_KINDS.index(kind)] += torch.tensor([float(right), 1.0])
+    right_of, asked_of = team.mean(counts).tolist()
+    return {kind: right / asked for kind, right, asked in zip(QUESTION_KINDS, right_of, asked_of, strict=True) if asked}
 
 
-def train(settings: Settings, state_file: Path, export_dir: Path | None, stop: threading.Event) -> None:
+def train(settings: Settings, state_file: Path, export_dir: Path | None, team: Team) -> None:
     """Train up to ``settings.num_steps``, from ``state_file`` where it exists; write it as training goes.
 
-    Once ``stop`` is set the step under way is finished and kept, and nothing is exported.
+    Once the leader gets SIGINT or SIGTERM, the step under way is finished and kept, and nothing is exported.
     """
+    stop = threading.Event()
+    if team.leads:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
     torch.manual_seed(settings.seed)
     tokenizer = chat.build_tokenizer()
     image_pad = chat.token_id(tokenizer, chat.IMAGE_PAD)
@@ -143,7 +154,8 @@ def train(settings: Settings, state_file: Path, export_dir: Path | None, stop: t
         optimiser.load_state_dict(state["optimiser"])
         num_done = state["step"]
     dev_maker = BatchMaker(tokenizer, DEV_SEEDS)
-    dev_batches = [dev_maker.make(index, Mixture(24, 12, 4, number_share=0.35)) for index in range(_DEV_BATCHES)]
+    dev_mixture = Mixture(24, 12, 4, number_share=0.35)
+    dev_batches = [dev_maker.make(index, dev_mixture) for index in range(team.rank, _DEV_BATCHES, team.size)]
 
     def save(step: int) -> None:
         parts = {"network": network.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
@@ -151,9 +163,10 @@ def train(settings: Settings, state_file: Path, export_dir: Path | None, stop: t
         state_file.with_suffix(".part").replace(state_file)
 
     saved_at = time.monotonic()
-    mean_loss = mean_patch = mean_place = mean_right = math.nan
-    with BatchStream(settings) as stream:
-        bar = tqdm(range(num_done, settings.num_steps), initial=num_done, total=settings.num_steps, mininterval=5)
+    means = Means()
+    with BatchStream(settings, team) as stream:
+        steps = range(num_done, settings.num_steps)
+        bar = tqdm(steps, initial=num_done, total=settings.num_steps, mininterval=5, disable=not team.leads)
         for step, batch in zip(bar, stream.batches(num_done, settings.num_steps), strict=True):
             with torch.autocast("cpu", torch.bfloat16):
                 if step < settings.tower_steps:
@@ -162,24 +175,25 @@ def train(settings: Settings, state_file: Path, export_dir: Path | None, stop: t
                     outcome = evaluate_batch(network, heads, batch, image_pad)
                     patches = outcome.patch_loss
                     loss = outcome.answer_loss + _PATCH_WEIGHT * patches + _PLACE_WEIGHT * outcome.place_loss
-                    mean_place = _smooth(mean_place, outcome.place_loss.item())
-                    mean_loss = _smooth(mean_loss, outcome.answer_loss.item())
-                    mean_right = _smooth(mean_right, sum(r for _, r in outcome.right) / len(outcome.right))
-            mean_patch = _smooth(mean_patch, patches.item())
+                    right = sum(r for _, r in outcome.right) / len(outcome.right)
+                    means.note(answer=outcome.answer_loss.item(), place=outcome.place_loss.item(), right=right)
+            means.note(patch=patches.item())
             torch.autograd.backward(loss)
+            team.average_gradients(network, heads)
             optimiser.step(settings.rate_scale(step))
-            means = {"answer": mean_loss, "patch": mean_patch, "place": mean_place, "right": mean_right}
-            bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
+            bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.values.items()})
             if step + 1 > settings.tower_steps and (step + 1) % settings.dev_every == 0:
-                accuracy = dev_accuracy(network, heads, dev_batches, image_pad)
+                accuracy = dev_accuracy(network, heads, dev_batches, image_pad, team)
                 shown = " ".join(f"{kind} {share:.3f}" for kind, share in accuracy.items())
-                _log.info("step %d patch %.3f answer %.3f: %s", step + 1, mean_patch, mean_loss, shown)
+                _log.info("step %d of %d: %s", step + 1, settings.num_steps, shown)
             num_done = step + 1
-            if stop.is_set():
+            if team.agree(stop.is_set()):
                 break
-            if time.monotonic() - saved_at > _STATE_EVERY_S:
+            if team.leads and time.monotonic() - saved_at > _STATE_EVERY_S:
                 save(num_done)
                 saved_at = time.monotonic()
+    if not team.leads:
+        return
     save(num_done)
     if num_done < settings.num_steps:
         _log.info("stopped after step %d; the same command goes on from there", num_done)
@@ -187,8 +201,16 @@ def train(settings: Settings, state_file: Path, export_dir: Path | None, stop: t
         export(network, tokenizer, export_dir)
 
 
-def _smooth(mean: float, value: float) -> float:
-    return value if math.isnan(mean) else 0.98 * mean + 0.02 * value
+class Means:
+    """Running means of what the leader's part of the batches gives, for the progress bar."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def note(self, **values: float) -> None:
+        """Take one more value of each."""
+        for name, value in values.items():
+            self.values[name] = 0.98 * self.values.get(name, value) + 0.02 * value
 
 
 def main() -> None:
@@ -203,12 +225,11 @@ def main() -> None:
     parser.add_argument("--adam-rate", type=float, default=1.5e-3)
     parser.add_argument("--fall-share", type=float, default=0.35, help="share of the steps over which rates fall")
     parser.add_argument("--dev-every", type=int, default=250)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="of one thread each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--export", type=Path, default=None)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(options.threads)
     settings = Settings(
         num_steps=options.steps,
         tower_steps=options.tower_steps,
@@ -221,10 +242,7 @@ def main() -> None:
         dev_every=options.dev_every,
         seed=options.seed,
     )
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    train(settings, options.state_file, options.export, stop)
+    run_as_team(options.processes, functools.partial(train, settings, options.state_file, options.export))
 
 
 if __name__ == "__main__":
