@@ -41,6 +41,11 @@ def front_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        # On one machine HAProxy hears at once which replicas there are; Serve's 30 s are for load balancers elsewhere.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # A change of the replicas replaces HAProxy's process; the old one ends with its last stream, but at Serve's
+        # 120 s it would cut those that last longer.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
         # Two services on one machine must not meet at Serve's fixed ports.
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
