@@ -11,11 +11,13 @@ from openai import AsyncOpenAI, OpenAI
 from tests.e2e.conftest import MODEL_NAME
 from tests.e2e.leases import stage_status, wait_until_nothing_is_held
 from tests.e2e.media import draw
+from tests.e2e.memory import memory_of
 from tests.e2e.servers import Server
 
 _NUM_PICTURES = 40
 _NUM_REQUESTS = 200
 _NUM_TOKENS = 8
+_MAX_GROWTH_MIB = 96  # of some 9 GiB; Python's garbage alone comes and goes by 30 MiB in an ingress
 
 
 def _messages(number: int) -> list[Any]:
@@ -64,6 +66,19 @@ def test_200_requests_at_once(service: Server, reference: OpenAI) -> None:
     wait_until_nothing_is_held(service)
     for stage in ("encoder", "prefill", "decode"):
         assert len(stage_status(service, stage)) == 2
+
+
+@pytest.mark.timeout(900)
+def test_memory_is_flat_under_more_loads(service: Server) -> None:
+    """What loads of 200 need is there after the first; with more of them no process goes on growing."""
+    asyncio.run(_ask_all(service))
+    before = memory_of(service)
+    for _ in range(2):
+        asyncio.run(_ask_all(service))
+    wait_until_nothing_is_held(service)
+    after = memory_of(service)
+    grown = {name: (size - before[name]) >> 20 for name, size in after.items() if name in before}
+    assert sum(grown.values()) < _MAX_GROWTH_MIB, {name: mib for name, mib in grown.items() if mib}
 
 
 def test_every_replica_gets_a_share(service: Server) -> None:
