@@ -11,7 +11,7 @@ from cluster.plan import DeploymentPlan, plan_deployments
 from cluster.replicas import EncoderReplica, IngressReplica, LLMReplica
 from cluster.routing.affinity import ContentAffinityRouter
 from cluster.routing.outstanding import LeastOutstandingRouter
-from configs import TriptychConfig, load_config, parse_config
+from configs import ConfigError, TriptychConfig, load_config, parse_config
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -22,9 +22,14 @@ def build_app(args: dict[str, Any]) -> Application:
             them; or `config`, the path of a deployment file.
 
     Raises:
-        ConfigError: the settings cannot be used.
+        ConfigError: the settings cannot be used, or hold what Ray takes from the Serve config file itself.
     """
     config = load_config(args["config"]) if set(args) == {"config"} else parse_config(args)
+    if config.autoscaling_policy is not None:
+        raise ConfigError(
+            "autoscaling_policy: Ray takes the application's policy from the Serve config file; "
+            "move it out of `args` and put it beside `import_path`"
+        )
     return build_service(config)
 
 

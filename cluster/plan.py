@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.autoscaling.catalogue import APPLICATION, PolicyError, resolve_autoscaling, resolve_policy
 from cluster.serve_environment import REPLICA_ENVIRONMENT
-from configs import StageConfig, TriptychConfig
+from configs import ConfigError, StageConfig, TriptychConfig
 
 # CPU-light replicas ask for no CPU: on a small machine they would otherwise take the place of the engines.
 _NO_CPU = 0.0
@@ -20,7 +21,7 @@ class DeploymentPlan:
     Attributes:
         num_ranks: ranks of one replica; their resources stand together in one placement.
         resources: Ray resources of one whole replica, as `ray_actor_options` take them.
-        autoscaling: Ray's autoscaling_config, or None for a fixed number.
+        autoscaling: Ray's autoscaling_config, checked, or None for a fixed number.
     """
 
     name: str
@@ -51,7 +52,19 @@ class DeploymentPlan:
 
 
 def plan_deployments(config: TriptychConfig) -> dict[str, DeploymentPlan]:
-    """The deployments of a service, by name, in the order of a request's way."""
+    """The deployments of a service, by name, in the order of a request's way.
+
+    Raises:
+        ConfigError: a stage's `autoscaling` cannot be used.
+    """
+    problems = []
+    for name, stage in {"ingress": config.ingress, **config.stages()}.items():
+        try:
+            resolve_autoscaling(name, stage.autoscaling or {})
+        except PolicyError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise ConfigError("\n".join(["these settings cannot be used:", *(f"  {problem}" for problem in problems)]))
     plans = {"ingress": _plan("ingress", config.ingress, 1)}
     if config.encoder is not None:
         plans["encoder"] = _plan("encoder", config.encoder, config.encoder.ranks_per_replica)
@@ -59,6 +72,33 @@ def plan_deployments(config: TriptychConfig) -> dict[str, DeploymentPlan]:
         plans["prefill"] = _plan("prefill", config.prefill, config.prefill.tensor_parallel_size)
     plans["decode"] = _plan("decode", config.decode, config.decode.tensor_parallel_size)
     return plans
+
+
+def application_policy(policy: Mapping[str, Any] | None, plans: Mapping[str, DeploymentPlan]) -> dict[str, Any] | None:
+    """Ray's application-level autoscaling policy, checked; None when there is none.
+
+    Raises:
+        ConfigError: it cannot be used, or the service has nothing for it to decide.
+    """
+    if policy is None:
+        return None
+    try:
+        resolved = resolve_policy("autoscaling_policy", policy, APPLICATION)
+    except PolicyError as error:
+        raise ConfigError(f"these settings cannot be used:\n  {error}") from error
+    scaled = [plan for plan in plans.values() if plan.autoscaling is not None]
+    if not scaled:
+        raise ConfigError(
+            "these settings cannot be used:\n  autoscaling_policy: it decides for stages that have `autoscaling` "
+            "with their min_replicas and max_replicas, and none has"
+        )
+    for plan in scaled:
+        if plan.autoscaling is not None and "policy" in plan.autoscaling:
+            raise ConfigError(
+                f"these settings cannot be used:\n  {plan.name}.autoscaling.policy: the application's "
+                "autoscaling_policy would take its place: remove one of them"
+            )
+    return resolved
 
 
 def total_resources(plans: Mapping[str, DeploymentPlan]) -> dict[str, float]:
@@ -76,7 +116,7 @@ def _plan(name: str, stage: StageConfig, num_ranks: int) -> DeploymentPlan:
         num_replicas=stage.fixed_replicas,
         num_ranks=num_ranks,
         resources={resource: amount * num_ranks for resource, amount in stage.resources_per_rank.items()},
-        autoscaling=stage.autoscaling,
+        autoscaling=None if stage.autoscaling is None else resolve_autoscaling(name, stage.autoscaling),
         max_ongoing_requests=stage.max_ongoing_requests,
         environment=stage.environment,
     )

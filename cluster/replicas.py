@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 from vllm.outputs import RequestOutput
 
+from cluster.autoscaling.publish import EncoderSignals, EngineSignals
 from cluster.ingress.app import build_openai_app
 from cluster.ingress.observation import RequestObserver
 from cluster.ingress.observed_stages import ObservedDecodeStage, ObservedEncoderStage, ObservedPrefillStage
@@ -26,6 +27,7 @@ from cluster.ray_stages import RayDecodeStage, RayEncoderStage, RayPrefillStage
 from cluster.replica_process import ReplicaProcess, metrics_endpoints
 from cluster.request_logs import log_as
 from configs import TriptychConfig, embedding_fingerprint
+from encoder_workers.batcher import BatchTimes
 from encoder_workers.stats import EncoderStats
 from encoder_workers.worker import EncoderWorker
 from llm_workers.engine_config import EngineRole
@@ -48,15 +50,27 @@ class EncoderReplica:
         config = TriptychConfig.model_validate(settings)
         self._process = ReplicaProcess("encoder", config.observability)
         observer = EncoderObserver(self._process.instruments, self._process.tracing)
-        self._worker = worker = EncoderWorker(config, address_or_node(host), observer.pass_ended)
+        self._signals = signals = EncoderSignals()
+
+        def pass_ended(times: BatchTimes) -> None:
+            signals.pass_ended(times)
+            observer.pass_ended(times)
+
+        self._worker = worker = EncoderWorker(config, address_or_node(host), pass_ended)
         self._process.follow(lambda: encoder_readings(worker.stats()))
 
     async def encode(self, request: EncodeRequest) -> AsyncGenerator[EncodeReply, None]:
         log_as(request.request_id)
-        yield await self._worker.encode(request)
+        reply = await self._worker.encode(request)
+        self._signals.took(reply)
+        yield reply
 
     async def stats(self) -> EncoderStats:
         return self._worker.stats()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What policies of `cluster.autoscaling` go by; Ray asks now and then, where the stage is scaled."""
+        return self._signals.read(self._worker.stats())
 
     async def check_health(self) -> None:
         self._worker.check_health()
@@ -74,9 +88,9 @@ class LLMReplica:
     def __init__(self, settings: dict[str, Any], role: EngineRole, host: str | None) -> None:
         config = TriptychConfig.model_validate(settings)
         self._process = ReplicaProcess(role, config.observability)
-        observer = EngineObserver(self._process.instruments, self._process.tracing, role)
+        self._signals = EngineSignals(EngineObserver(self._process.instruments, self._process.tracing, role))
         stat_loggers = [stage_stat_logger(role)] if config.observability.engine_metrics else []
-        self._worker = worker = LLMWorker(config, role, address_or_node(host), observer, stat_loggers)
+        self._worker = worker = LLMWorker(config, role, address_or_node(host), self._signals, stat_loggers)
         self._process.follow(lambda: engine_readings(worker.stats()))
 
     async def prefill(self, request: PrefillRequest) -> AsyncGenerator[PrefillResult, None]:
@@ -94,6 +108,10 @@ class LLMReplica:
 
     async def stats(self) -> LLMStats:
         return self._worker.stats()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """As of an encoder."""
+        return self._signals.read(self._worker.stats())
 
     async def check_health(self) -> None:
         await self._worker.check_health()

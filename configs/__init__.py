@@ -1,6 +1,6 @@
 """Typed settings of a Triptych service: what a deployment file may say, and how it is read."""
 
-from configs.loader import ConfigError, load_config, parse_config
+from configs.loader import ConfigError, ServiceFile, load_config, load_service, parse_config
 from configs.observability import ObservabilityConfig
 from configs.revision import embedding_fingerprint
 from configs.settings import (
@@ -24,10 +24,12 @@ __all__ = [
     "LimitsConfig",
     "ObservabilityConfig",
     "PrefillConfig",
+    "ServiceFile",
     "StageConfig",
     "TransferConfig",
     "TriptychConfig",
     "embedding_fingerprint",
     "load_config",
+    "load_service",
     "parse_config",
 ]

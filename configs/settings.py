@@ -48,7 +48,8 @@ class StageConfig(Settings):
     num_replicas: int | None = Field(None, ge=1, description="Fixed number of replicas; 1 when autoscaling is absent.")
     autoscaling: dict[str, Any] | None = Field(
         None,
-        description="Ray Serve's autoscaling_config for this stage, e.g. {min_replicas: 1, max_replicas: 4}.",
+        description="Ray Serve's autoscaling_config for this stage, e.g. {min_replicas: 1, max_replicas: 4}; its "
+        "policy.policy_function is an import path or one of ours: encoder_backlog, prefill_backlog, decode_load.",
     )
     resources_per_rank: dict[str, float] = Field(
         default_factory=dict,
@@ -246,6 +247,11 @@ class TriptychConfig(Settings):
         default_factory=lambda: LimitsConfig.model_validate({}), description="Limits of one request."
     )
 
+    autoscaling_policy: dict[str, Any] | None = Field(
+        None,
+        description="Ray Serve's policy for all autoscaled stages together, e.g. {policy_function: balanced_stages}. "
+        "In a Serve config file it stands beside import_path instead.",
+    )
     observability: ObservabilityConfig = Field(
         default_factory=lambda: ObservabilityConfig.model_validate({}), description="Traces and logs."
     )
