@@ -1,5 +1,6 @@
 """Typed settings of a Triptych service: what a deployment file may say, and how it is read."""
 
+from configs.api_keys import ApiKey, read_api_keys
 from configs.loader import ConfigError, ServiceFile, load_config, load_service, parse_config
 from configs.observability import ObservabilityConfig
 from configs.revision import embedding_fingerprint
@@ -16,6 +17,7 @@ from configs.settings import (
 )
 
 __all__ = [
+    "ApiKey",
     "ConfigError",
     "DecodeConfig",
     "EncoderConfig",
@@ -32,4 +34,5 @@ __all__ = [
     "load_config",
     "load_service",
     "parse_config",
+    "read_api_keys",
 ]
