@@ -12,6 +12,8 @@ from configs import ConfigError, StageConfig, TriptychConfig
 
 # CPU-light replicas ask for no CPU: on a small machine they would otherwise take the place of the engines.
 _NO_CPU = 0.0
+# What a replica needs to end in order once its last request has.
+_CLOSE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class DeploymentPlan:
         num_ranks: ranks of one replica; their resources stand together in one placement.
         resources: Ray resources of one whole replica, as `ray_actor_options` take them.
         autoscaling: Ray's autoscaling_config, checked, or None for a fixed number.
+        drain_s: time that a replica which is taken away has for what it works on; no request lasts longer.
     """
 
     name: str
@@ -30,6 +33,7 @@ class DeploymentPlan:
     resources: Mapping[str, float]
     autoscaling: Mapping[str, Any] | None
     max_ongoing_requests: int
+    drain_s: float
     environment: Mapping[str, str]
 
     @property
@@ -65,12 +69,13 @@ def plan_deployments(config: TriptychConfig) -> dict[str, DeploymentPlan]:
             problems += str(error).splitlines()
     if problems:
         raise ConfigError("\n".join(["these settings cannot be used:", *(f"  {problem}" for problem in problems)]))
-    plans = {"ingress": _plan("ingress", config.ingress, 1)}
+    drain_s = config.limits.deadline_s + _CLOSE_S
+    plans = {"ingress": _plan("ingress", config.ingress, 1, drain_s)}
     if config.encoder is not None:
-        plans["encoder"] = _plan("encoder", config.encoder, config.encoder.ranks_per_replica)
+        plans["encoder"] = _plan("encoder", config.encoder, config.encoder.ranks_per_replica, drain_s)
     if config.prefill is not None:
-        plans["prefill"] = _plan("prefill", config.prefill, config.prefill.tensor_parallel_size)
-    plans["decode"] = _plan("decode", config.decode, config.decode.tensor_parallel_size)
+        plans["prefill"] = _plan("prefill", config.prefill, config.prefill.tensor_parallel_size, drain_s)
+    plans["decode"] = _plan("decode", config.decode, config.decode.tensor_parallel_size, drain_s)
     return plans
 
 
@@ -110,7 +115,7 @@ def total_resources(plans: Mapping[str, DeploymentPlan]) -> dict[str, float]:
     return total
 
 
-def _plan(name: str, stage: StageConfig, num_ranks: int) -> DeploymentPlan:
+def _plan(name: str, stage: StageConfig, num_ranks: int, drain_s: float) -> DeploymentPlan:
     return DeploymentPlan(
         name=name,
         num_replicas=stage.fixed_replicas,
@@ -118,5 +123,6 @@ def _plan(name: str, stage: StageConfig, num_ranks: int) -> DeploymentPlan:
         resources={resource: amount * num_ranks for resource, amount in stage.resources_per_rank.items()},
         autoscaling=None if stage.autoscaling is None else resolve_autoscaling(name, stage.autoscaling),
         max_ongoing_requests=stage.max_ongoing_requests,
+        drain_s=drain_s,
         environment=stage.environment,
     )

@@ -30,6 +30,7 @@ APP_NAME = "triptych"
 _LOOPBACK = "127.0.0.1"
 _POLL_S = 0.5
 _REPEAT_S = 10.0
+_DELETE_TIMEOUT_S = 30.0
 
 
 class StartupFailed(RuntimeError):
@@ -109,7 +110,7 @@ class Service:
         try:
             # In a cluster of its own, replicas that are still starting would be waited for; they end with Ray.
             if self._deployed and (self._running or self._ray_address is not None):
-                serve.delete(APP_NAME)
+                self._delete()
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("the application could not be removed in order: %s", error)
         ray.shutdown()
@@ -146,6 +147,13 @@ class Service:
             autoscaling_policy=policy,
         )
         _get_global_client().deploy_apps(ServeDeploySchema(applications=[application]))
+
+    def _delete(self) -> None:
+        """Take the application away; what goes on has `_DELETE_TIMEOUT_S`, in a joined cluster all of its own time."""
+        serve.delete(APP_NAME, _blocking=False)
+        deadline = time.monotonic() + _DELETE_TIMEOUT_S
+        while APP_NAME in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def _start_ray(self, on_progress: Callable[[str], None]) -> None:
         if self._ray_address is None:

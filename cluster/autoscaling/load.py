@@ -38,7 +38,7 @@ def choose_replicas(context: AutoscalingContext, load: StageLoad, shrink_margin:
     Down means: every running replica has reported lately, all replicas asked for are running, and even the window's
     peak and a part `shrink_margin` of it would fit; then at most to the half. Ray's delays come on top of this.
     """
-    present = context.target_num_replicas
+    present = int(context.target_num_replicas)
     wanted = present
     if _whole(load.demand) > present:
         wanted = _whole(load.demand)
@@ -47,7 +47,8 @@ def choose_replicas(context: AutoscalingContext, load: StageLoad, shrink_margin:
         wanted = min(present, max(_whole(load.peak * (1 + shrink_margin)), math.ceil(present / 2), fewest))
         if present == 1 and load.peak == 0 and not fewest:
             wanted = 0
-    return max(context.capacity_adjusted_min_replicas, min(context.capacity_adjusted_max_replicas, wanted))
+    lowest, highest = int(context.capacity_adjusted_min_replicas), int(context.capacity_adjusted_max_replicas)
+    return max(lowest, min(highest, wanted))
 
 
 def positive(name: str, value: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cluster.autoscaling.signals import (
     BUSY_S,
     DONE_TOKENS,
@@ -15,8 +17,10 @@ from cluster.autoscaling.work_meter import WorkMeter
 from encoder_workers.batcher import BatchTimes
 from encoder_workers.stats import EncoderStats
 from llm_workers.observer import EndedRequest, EngineObserver
-from llm_workers.worker import LLMStats
 from transfer import EncodeReply
+
+if TYPE_CHECKING:
+    from llm_workers.worker import LLMStats
 
 # Of the mean size of an item, the part that one more item decides.
 _SMOOTHING = 0.05

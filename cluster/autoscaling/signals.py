@@ -60,7 +60,8 @@ class ReplicaWindow:
     def share(self, name: str) -> float:
         """Of a total of seconds: how much of the window, 0 to 1."""
         samples = self._series[name]
-        return min(1.0, self.increase(name) / (samples[-1].timestamp - samples[0].timestamp))
+        window_s = float(samples[-1].timestamp - samples[0].timestamp)
+        return min(1.0, self.increase(name) / window_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class StageWindow:
 def read_signals(context: AutoscalingContext, names: Sequence[str], max_age_s: float) -> StageWindow:
     """The windows of the replicas that have two samples of every name, the newest at most `max_age_s` old."""
     by_name = context.raw_metrics or {}
-    oldest = context.current_time - max_age_s
+    oldest = float(context.current_time) - max_age_s
     windows = []
     for replica in context.running_replicas:
         series = {name: by_name.get(name, {}).get(replica, []) for name in names}
