@@ -4,14 +4,14 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
-from ray.serve.request_router import RequestRouter
 
-from cluster.plan import DeploymentPlan, plan_deployments
-from cluster.replicas import EncoderReplica, IngressReplica, LLMReplica
+from cluster.deployment import deployment_of
+from cluster.encoder_replica import EncoderReplica
+from cluster.plan import plan_deployments
+from cluster.replicas import IngressReplica, LLMReplica
 from cluster.routing.affinity import ContentAffinityRouter
 from cluster.routing.outstanding import LeastOutstandingRouter
-from configs import TriptychConfig, load_config, parse_config
+from configs import ConfigError, TriptychConfig, load_config, parse_config
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -22,9 +22,14 @@ def build_app(args: dict[str, Any]) -> Application:
             them; or `config`, the path of a deployment file.
 
     Raises:
-        ConfigError: the settings cannot be used.
+        ConfigError: the settings cannot be used, or hold what Ray takes from the Serve config file itself.
     """
     config = load_config(args["config"]) if set(args) == {"config"} else parse_config(args)
+    if config.autoscaling_policy is not None:
+        raise ConfigError(
+            "autoscaling_policy: Ray takes the application's policy from the Serve config file; "
+            "move it out of `args` and put it beside `import_path`"
+        )
     return build_service(config)
 
 
@@ -39,29 +44,8 @@ def build_service(config: TriptychConfig, host: str | None = None) -> Applicatio
     stages: dict[str, Application | None] = {"encoder": None, "prefill": None, "decode": None}
     for name in stages.keys() & plans.keys():
         if name == "encoder":
-            stages[name] = _deploy(plans[name], EncoderReplica, ContentAffinityRouter).bind(settings, host)
+            stages[name] = deployment_of(plans[name], EncoderReplica, ContentAffinityRouter).bind(settings, host)
         else:
-            stages[name] = _deploy(plans[name], LLMReplica, LeastOutstandingRouter).bind(settings, name, host)
-    application: Application = _deploy(plans["ingress"], serve.ingress()(IngressReplica)).bind(settings, **stages)
+            stages[name] = deployment_of(plans[name], LLMReplica, LeastOutstandingRouter).bind(settings, name, host)
+    application: Application = deployment_of(plans["ingress"], serve.ingress()(IngressReplica)).bind(settings, **stages)
     return application
-
-
-def _deploy(plan: DeploymentPlan, replica_class: type, router: type[RequestRouter] | None = None) -> serve.Deployment:
-    """One deployment as planned; without a router of its own it has Serve's, by the shortest of two queues."""
-    options: dict[str, Any] = {"num_replicas": plan.num_replicas}
-    if plan.autoscaling is not None:
-        options = {"autoscaling_config": dict(plan.autoscaling)}
-    if router is not None:
-        options["request_router_config"] = RequestRouterConfig(request_router_class=router)
-    return serve.deployment(
-        replica_class,
-        name=plan.name,
-        ray_actor_options=plan.actor_options(),
-        max_ongoing_requests=plan.max_ongoing_requests,
-        health_check_period_s=5,
-        health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=30,
-        # One line per call of each stage says little and costs time on the way of every request.
-        logging_config={"enable_access_log": False},
-        **options,
-    )

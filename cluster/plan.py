@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.autoscaling.catalogue import APPLICATION, PolicyError, resolve_autoscaling, resolve_policy
 from cluster.serve_environment import REPLICA_ENVIRONMENT
-from configs import StageConfig, TriptychConfig
+from configs import ConfigError, StageConfig, TriptychConfig
 
 # CPU-light replicas ask for no CPU: on a small machine they would otherwise take the place of the engines.
 _NO_CPU = 0.0
+# What a replica needs to end in order once its last request has.
+_CLOSE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class DeploymentPlan:
     Attributes:
         num_ranks: ranks of one replica; their resources stand together in one placement.
         resources: Ray resources of one whole replica, as `ray_actor_options` take them.
-        autoscaling: Ray's autoscaling_config, or None for a fixed number.
+        autoscaling: Ray's autoscaling_config, checked, or None for a fixed number.
+        drain_s: time that a replica which is taken away has for what it works on; no request lasts longer.
     """
 
     name: str
@@ -29,6 +33,7 @@ class DeploymentPlan:
     resources: Mapping[str, float]
     autoscaling: Mapping[str, Any] | None
     max_ongoing_requests: int
+    drain_s: float
     environment: Mapping[str, str]
 
     @property
@@ -51,14 +56,54 @@ class DeploymentPlan:
 
 
 def plan_deployments(config: TriptychConfig) -> dict[str, DeploymentPlan]:
-    """The deployments of a service, by name, in the order of a request's way."""
-    plans = {"ingress": _plan("ingress", config.ingress, 1)}
+    """The deployments of a service, by name, in the order of a request's way.
+
+    Raises:
+        ConfigError: a stage's `autoscaling` cannot be used.
+    """
+    problems = []
+    for name, stage in {"ingress": config.ingress, **config.stages()}.items():
+        try:
+            resolve_autoscaling(name, stage.autoscaling or {})
+        except PolicyError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise ConfigError("\n".join(["these settings cannot be used:", *(f"  {problem}" for problem in problems)]))
+    drain_s = config.limits.deadline_s + _CLOSE_S
+    plans = {"ingress": _plan("ingress", config.ingress, 1, drain_s)}
     if config.encoder is not None:
-        plans["encoder"] = _plan("encoder", config.encoder, config.encoder.ranks_per_replica)
+        plans["encoder"] = _plan("encoder", config.encoder, config.encoder.ranks_per_replica, drain_s)
     if config.prefill is not None:
-        plans["prefill"] = _plan("prefill", config.prefill, config.prefill.tensor_parallel_size)
-    plans["decode"] = _plan("decode", config.decode, config.decode.tensor_parallel_size)
+        plans["prefill"] = _plan("prefill", config.prefill, config.prefill.tensor_parallel_size, drain_s)
+    plans["decode"] = _plan("decode", config.decode, config.decode.tensor_parallel_size, drain_s)
     return plans
+
+
+def application_policy(policy: Mapping[str, Any] | None, plans: Mapping[str, DeploymentPlan]) -> dict[str, Any] | None:
+    """Ray's application-level autoscaling policy, checked; None when there is none.
+
+    Raises:
+        ConfigError: it cannot be used, or the service has nothing for it to decide.
+    """
+    if policy is None:
+        return None
+    try:
+        resolved = resolve_policy("autoscaling_policy", policy, APPLICATION)
+    except PolicyError as error:
+        raise ConfigError(f"these settings cannot be used:\n  {error}") from error
+    scaled = [plan for plan in plans.values() if plan.autoscaling is not None]
+    if not scaled:
+        raise ConfigError(
+            "these settings cannot be used:\n  autoscaling_policy: it decides for stages that have `autoscaling` "
+            "with their min_replicas and max_replicas, and none has"
+        )
+    for plan in scaled:
+        if plan.autoscaling is not None and "policy" in plan.autoscaling:
+            raise ConfigError(
+                f"these settings cannot be used:\n  {plan.name}.autoscaling.policy: the application's "
+                "autoscaling_policy would take its place: remove one of them"
+            )
+    return resolved
 
 
 def total_resources(plans: Mapping[str, DeploymentPlan]) -> dict[str, float]:
@@ -70,13 +115,14 @@ def total_resources(plans: Mapping[str, DeploymentPlan]) -> dict[str, float]:
     return total
 
 
-def _plan(name: str, stage: StageConfig, num_ranks: int) -> DeploymentPlan:
+def _plan(name: str, stage: StageConfig, num_ranks: int, drain_s: float) -> DeploymentPlan:
     return DeploymentPlan(
         name=name,
         num_replicas=stage.fixed_replicas,
         num_ranks=num_ranks,
         resources={resource: amount * num_ranks for resource, amount in stage.resources_per_rank.items()},
-        autoscaling=stage.autoscaling,
+        autoscaling=None if stage.autoscaling is None else resolve_autoscaling(name, stage.autoscaling),
         max_ongoing_requests=stage.max_ongoing_requests,
+        drain_s=drain_s,
         environment=stage.environment,
     )

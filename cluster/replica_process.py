@@ -36,6 +36,11 @@ class ReplicaProcess:
         self.tracing.close()
 
 
+def address_or_node(host: str | None) -> str:
+    """`host` if given, else the address of this node within the cluster."""
+    return host or str(ray.util.get_node_ip_address())
+
+
 def metrics_endpoints() -> list[str]:
     """Where the nodes of this cluster export their metrics, as URLs."""
     return [

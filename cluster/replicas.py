@@ -1,4 +1,4 @@
-"""The classes that Ray Serve runs as replicas: thin shells around the plain workers.
+"""The classes that Ray Serve runs as replicas, but for the encoder's: thin shells around the plain workers.
 
 Methods that the pipeline calls are generators, also where they give one item (see `cluster.ray_stages`).
 """
@@ -9,63 +9,29 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 from vllm.outputs import RequestOutput
 
+from cluster.autoscaling.publish import EngineSignals
 from cluster.ingress.app import build_openai_app
 from cluster.ingress.observation import RequestObserver
 from cluster.ingress.observed_stages import ObservedDecodeStage, ObservedEncoderStage, ObservedPrefillStage
 from cluster.metrics.engine_logger import stage_stat_logger
-from cluster.metrics.stages import EncoderObserver, EngineObserver, encoder_readings, engine_readings
+from cluster.metrics.stages import EngineObserver, engine_readings
 from cluster.pipeline import Pipeline
 from cluster.ray_stages import RayDecodeStage, RayEncoderStage, RayPrefillStage
-from cluster.replica_process import ReplicaProcess, metrics_endpoints
+from cluster.replica_process import ReplicaProcess, address_or_node, metrics_endpoints
 from cluster.request_logs import log_as
 from configs import TriptychConfig, embedding_fingerprint
-from encoder_workers.stats import EncoderStats
-from encoder_workers.worker import EncoderWorker
 from llm_workers.engine_config import EngineRole
 from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
 from llm_workers.worker import LLMStats, LLMWorker
-from transfer import ClientSettings, EmbeddingClient, EmbeddingRef, EncodeReply, EncodeRequest, cluster_key
+from transfer import ClientSettings, EmbeddingClient, EmbeddingRef, cluster_key
 
 _STATUS_TIMEOUT_S = 5.0
-
-
-def address_or_node(host: str | None) -> str:
-    """`host` if given, else the address of this node within the cluster."""
-    return host or str(ray.util.get_node_ip_address())
-
-
-class EncoderReplica:
-    """One encoder worker."""
-
-    def __init__(self, settings: dict[str, Any], host: str | None) -> None:
-        config = TriptychConfig.model_validate(settings)
-        self._process = ReplicaProcess("encoder", config.observability)
-        observer = EncoderObserver(self._process.instruments, self._process.tracing)
-        self._worker = worker = EncoderWorker(config, address_or_node(host), observer.pass_ended)
-        self._process.follow(lambda: encoder_readings(worker.stats()))
-
-    async def encode(self, request: EncodeRequest) -> AsyncGenerator[EncodeReply, None]:
-        log_as(request.request_id)
-        yield await self._worker.encode(request)
-
-    async def stats(self) -> EncoderStats:
-        return self._worker.stats()
-
-    async def check_health(self) -> None:
-        self._worker.check_health()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_worker"):  # Ray runs this after a failed start as well.
-            self._worker.close()
-        if hasattr(self, "_process"):
-            self._process.close()
 
 
 class LLMReplica:
@@ -74,9 +40,9 @@ class LLMReplica:
     def __init__(self, settings: dict[str, Any], role: EngineRole, host: str | None) -> None:
         config = TriptychConfig.model_validate(settings)
         self._process = ReplicaProcess(role, config.observability)
-        observer = EngineObserver(self._process.instruments, self._process.tracing, role)
+        self._signals = EngineSignals(EngineObserver(self._process.instruments, self._process.tracing, role))
         stat_loggers = [stage_stat_logger(role)] if config.observability.engine_metrics else []
-        self._worker = worker = LLMWorker(config, role, address_or_node(host), observer, stat_loggers)
+        self._worker = worker = LLMWorker(config, role, address_or_node(host), self._signals, stat_loggers)
         self._process.follow(lambda: engine_readings(worker.stats()))
 
     async def prefill(self, request: PrefillRequest) -> AsyncGenerator[PrefillResult, None]:
@@ -94,6 +60,10 @@ class LLMReplica:
 
     async def stats(self) -> LLMStats:
         return self._worker.stats()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What policies of `cluster.autoscaling` go by; Ray asks now and then, where the stage is scaled."""
+        return self._signals.read(self._worker.stats())
 
     async def check_health(self) -> None:
         await self._worker.check_health()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray import serve
@@ -14,11 +15,12 @@ from ray.exceptions import RayError
 from ray.serve.config import ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus, DeploymentStatusOverview
+from ray.serve.schema import ApplicationStatus, DeploymentStatusOverview, ServeApplicationSchema, ServeDeploySchema
 
 from cluster.app import build_service
+from cluster.plan import application_policy, plan_deployments
 from cluster.start_failures import explain_failure, failed_attempts
-from configs import TriptychConfig
+from configs import ConfigError, TriptychConfig
 from llm_workers.embedding_store import sweep_dead_owners
 from transfer.channels.arena import sweep_dead_arenas
 
@@ -28,6 +30,7 @@ APP_NAME = "triptych"
 _LOOPBACK = "127.0.0.1"
 _POLL_S = 0.5
 _REPEAT_S = 10.0
+_DELETE_TIMEOUT_S = 30.0
 
 
 class StartupFailed(RuntimeError):
@@ -83,6 +86,7 @@ class Service:
         """
         deadline = time.monotonic() + timeout_s
         stop = stop or threading.Event()
+        policy = self._application_policy()
         self._start_ray(on_progress)
         _raise_if(stop)
         on_progress("starting Ray Serve")
@@ -94,13 +98,7 @@ class Service:
         if APP_NAME in serve.status().applications:
             raise StartupFailed(f"this Ray cluster runs an application named {APP_NAME!r} already")
         on_progress("deploying")
-        host = _LOOPBACK if self._ray_address is None else None
-        self._deployed = True
-        serve.run_many(
-            [serve.RunTarget(build_service(self._config, host), name=APP_NAME, route_prefix="/")],
-            wait_for_ingress_deployment_creation=False,
-            wait_for_applications_running=False,
-        )
+        self._deploy(policy)
         self._wait(on_progress, deadline, stop)
         self._running = True
         return ServiceAddress(_LOOPBACK, self._port) if self._ray_address is None else _front()
@@ -112,10 +110,50 @@ class Service:
         try:
             # In a cluster of its own, replicas that are still starting would be waited for; they end with Ray.
             if self._deployed and (self._running or self._ray_address is not None):
-                serve.delete(APP_NAME)
+                self._delete()
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("the application could not be removed in order: %s", error)
         ray.shutdown()
+
+    def _application_policy(self) -> dict[str, Any] | None:
+        try:
+            policy = application_policy(self._config.autoscaling_policy, plan_deployments(self._config))
+        except ConfigError as error:
+            raise StartupFailed(str(error)) from error
+        if policy is not None and self._ray_address is not None:
+            # Applying a Serve config file takes away all applications of earlier ones that it does not name.
+            raise StartupFailed(
+                "autoscaling_policy: on a running Ray cluster an application gets a policy from a Serve config file "
+                "alone; use 'serve deploy' as configs/serve_autoscaling.yaml does"
+            )
+        return policy
+
+    def _deploy(self, policy: dict[str, Any] | None) -> None:
+        """Hand the application to Serve; with a policy of its own the way of a Serve config file is the only one."""
+        host = _LOOPBACK if self._ray_address is None else None
+        self._deployed = True
+        if policy is None:
+            serve.run_many(
+                [serve.RunTarget(build_service(self._config, host), name=APP_NAME, route_prefix="/")],
+                wait_for_ingress_deployment_creation=False,
+                wait_for_applications_running=False,
+            )
+            return
+        application = ServeApplicationSchema(
+            name=APP_NAME,
+            route_prefix="/",
+            import_path="cluster.app:build_app",
+            args=self._config.model_dump(mode="json", exclude_none=True, exclude={"autoscaling_policy"}),
+            autoscaling_policy=policy,
+        )
+        _get_global_client().deploy_apps(ServeDeploySchema(applications=[application]))
+
+    def _delete(self) -> None:
+        """Take the application away; what goes on has `_DELETE_TIMEOUT_S`, in a joined cluster all of its own time."""
+        serve.delete(APP_NAME, _blocking=False)
+        deadline = time.monotonic() + _DELETE_TIMEOUT_S
+        while APP_NAME in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def _start_ray(self, on_progress: Callable[[str], None]) -> None:
         if self._ray_address is None:

@@ -1,6 +1,7 @@
 """Typed settings of a Triptych service: what a deployment file may say, and how it is read."""
 
-from configs.loader import ConfigError, load_config, parse_config
+from configs.api_keys import ApiKey, read_api_keys
+from configs.loader import ConfigError, ServiceFile, load_config, load_service, parse_config
 from configs.observability import ObservabilityConfig
 from configs.revision import embedding_fingerprint
 from configs.settings import (
@@ -16,6 +17,7 @@ from configs.settings import (
 )
 
 __all__ = [
+    "ApiKey",
     "ConfigError",
     "DecodeConfig",
     "EncoderConfig",
@@ -24,10 +26,13 @@ __all__ = [
     "LimitsConfig",
     "ObservabilityConfig",
     "PrefillConfig",
+    "ServiceFile",
     "StageConfig",
     "TransferConfig",
     "TriptychConfig",
     "embedding_fingerprint",
     "load_config",
+    "load_service",
     "parse_config",
+    "read_api_keys",
 ]

@@ -9,6 +9,8 @@ ENGINE_PARENT = "TRIPTYCH_ENGINE_PARENT"
 NIXL_PAUSE_US = "TRIPTYCH_NIXL_PAUSE_US"
 ENABLE_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 CURVE_KEY = "TRIPTYCH_CURVE_KEY"
+API_KEYS = "TRIPTYCH_API_KEYS"
+API_KEY = "TRIPTYCH_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class ProcessEnvironment:
         nixl_pause_us: microseconds between polls of NIXL's progress thread (`TRIPTYCH_NIXL_PAUSE_US`), if not its own.
         haproxy: whether HAProxy is to be in front of the service (`RAY_SERVE_ENABLE_HA_PROXY`); None when not said.
         curve_secret: the cluster's key itself (`TRIPTYCH_CURVE_KEY`), if not in a file.
+        api_keys: the keys that an ingress takes (`TRIPTYCH_API_KEYS`), as in a file of them.
+        api_key: the key that commands send to a service (`TRIPTYCH_API_KEY`), if it asks for one.
     """
 
     ray_address: str | None
@@ -28,6 +32,13 @@ class ProcessEnvironment:
     nixl_pause_us: int | None
     haproxy: bool | None
     curve_secret: str | None = field(default=None, repr=False)
+    api_keys: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The headers by which a command shows its key to a service; none without one."""
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
 
 def read_environment() -> ProcessEnvironment:
@@ -41,6 +52,8 @@ def read_environment() -> ProcessEnvironment:
         nixl_pause_us=int(pause) if pause else None,
         haproxy=haproxy == "1" if haproxy else None,
         curve_secret=os.environ.get(CURVE_KEY) or None,
+        api_keys=os.environ.get(API_KEYS) or None,
+        api_key=os.environ.get(API_KEY) or None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,19 @@ from pydantic import BaseModel, ValidationError
 from configs.settings import TriptychConfig
 
 _CHECKPOINT_FILE = "config.json"
+_BUILDER = "cluster.app:build_app"
 
 
 class ConfigError(ValueError):
     """A deployment file that cannot be used; the message names every field at fault."""
+
+
+@dataclass(frozen=True)
+class ServiceFile:
+    """What a file says of one service: its settings, and Ray's autoscaling policy of the application if it has one."""
+
+    config: TriptychConfig
+    autoscaling_policy: Any
 
 
 def load_config(path: str | Path, *, model: str | None = None) -> TriptychConfig:
@@ -30,20 +40,39 @@ def load_config(path: str | Path, *, model: str | None = None) -> TriptychConfig
         ConfigError: the file is missing, is not YAML, has unknown or bad fields, or names a model folder
             that is not there.
     """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} must hold a mapping of settings, beginning with 'model: ...'")
+    content = _read(Path(path))
     if model is not None:
         content["model"] = model
-    return parse_config(content, source=str(file))
+    return parse_config(content, source=str(path))
+
+
+def load_service(path: str | Path) -> ServiceFile:
+    """Read a deployment file, or the Serve config file of one such service, whose settings stand in `args`.
+
+    Raises:
+        ConfigError: as for `load_config`; or a Serve config file has not exactly one application of this kind.
+    """
+    content = _read(Path(path))
+    if "applications" not in content:
+        config = parse_config(content, source=str(path))
+        return ServiceFile(config, config.autoscaling_policy)
+    applications = content["applications"] if isinstance(content["applications"], list) else []
+    ours = [item for item in applications if isinstance(item, dict) and item.get("import_path") == _BUILDER]
+    if len(ours) != 1 or not isinstance(ours[0].get("args"), dict):
+        raise ConfigError(
+            f"{path} must have one application with 'import_path: {_BUILDER}' and its settings in 'args'; "
+            f"it has {len(ours)}"
+        )
+    config = parse_config(ours[0]["args"], source=str(path))
+    if config.autoscaling_policy is not None:
+        raise ConfigError(f"{path} cannot be used:\n  args.autoscaling_policy: belongs beside import_path")
+    policy = ours[0].get("autoscaling_policy")
+    if isinstance(policy, dict) and not {".", ":"} & {*str(policy.get("policy_function", ":"))}:
+        raise ConfigError(
+            f"{path} cannot be used:\n  autoscaling_policy.policy_function: Ray reads this one itself and knows no "
+            "short names; give the import path, for example cluster.autoscaling.balanced:BalancedStagesPolicy"
+        )
+    return ServiceFile(config, policy)
 
 
 def parse_config(content: Mapping[str, Any], *, source: str = "configuration") -> TriptychConfig:
@@ -59,6 +88,21 @@ def parse_config(content: Mapping[str, Any], *, source: str = "configuration") -
         raise ConfigError("\n".join([f"{source} cannot be used:", *lines])) from error
     _check_model_folder(config.model, source)
     return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} must hold a mapping of settings, beginning with 'model: ...'")
+    return content
 
 
 def _check_model_folder(model: str, source: str) -> None:

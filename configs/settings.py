@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from configs.base import Settings
 from configs.observability import ObservabilityConfig
+from configs.sizes import ByteSize, PixelCount
 
 Device = Literal["cpu", "cuda", "npu"]
 Modality = Literal["image", "audio", "video"]
 DType = Literal["float32", "bfloat16", "float16"]
-
-_SIZE_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_PIXEL_UNITS = {"": 1, "MP": 1_000_000}
-
-
-def _parse_with_units(value: object, units: dict[str, int], example: str) -> object:
-    """Turn '64 MiB' into a number; leave numbers alone for pydantic to judge."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
-    unit = match.group(2).upper() if match else None
-    if match is None or unit not in units:
-        raise ValueError(f"{value!r} is not a size; write for example {example}")
-    return int(float(match.group(1)) * units[unit])
-
-
-def _bytes(value: object) -> object:
-    return _parse_with_units(value, {"": 1, **_SIZE_UNITS}, "'64 MiB' or 67108864")
-
-
-def _pixels(value: object) -> object:
-    return _parse_with_units(value, _PIXEL_UNITS, "'50 MP' or 50000000")
-
-
-ByteSize = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
-PixelCount = Annotated[int, BeforeValidator(_pixels), Field(gt=0)]
 
 
 class StageConfig(Settings):
@@ -48,7 +22,8 @@ class StageConfig(Settings):
     num_replicas: int | None = Field(None, ge=1, description="Fixed number of replicas; 1 when autoscaling is absent.")
     autoscaling: dict[str, Any] | None = Field(
         None,
-        description="Ray Serve's autoscaling_config for this stage, e.g. {min_replicas: 1, max_replicas: 4}.",
+        description="Ray Serve's autoscaling_config for this stage, e.g. {min_replicas: 1, max_replicas: 4}; its "
+        "policy.policy_function is an import path or one of ours: encoder_backlog, prefill_backlog, decode_load.",
     )
     resources_per_rank: dict[str, float] = Field(
         default_factory=dict,
@@ -144,12 +119,26 @@ class IngressConfig(StageConfig):
     max_admitted_bytes: ByteSize = Field(
         2**30, ge=2**20, description="Bytes of the bodies of the requests that one ingress replica takes in, likewise."
     )
+    api_keys: str | None = Field(
+        None,
+        description="File of the clients' API keys, one NAME:KEY a line, or 'environment' for the variable "
+        "TRIPTYCH_API_KEYS with the same content; absent: anybody is answered. Different names share no cache.",
+    )
+    max_requests_per_key: int | None = Field(
+        None, ge=1, description="Requests of one API key that one ingress replica takes in before it answers 429."
+    )
     tool_call_parser: str | None = Field(None, description="vLLM's tool parser for this model, for example 'hermes'.")
     reasoning_parser: str | None = Field(None, description="vLLM's reasoning parser for this model.")
     trace_file: Path | None = Field(
         None, description="Append one JSON line per request to this file: the moments of its way through the stages."
     )
     chat_template: Path | None = Field(None, description="File with a chat template that replaces the checkpoint's.")
+
+    @model_validator(mode="after")
+    def _keys_to_bound(self) -> IngressConfig:
+        if self.max_requests_per_key is not None and self.api_keys is None:
+            raise ValueError("max_requests_per_key needs api_keys: without keys nobody can be told apart")
+        return self
 
 
 class TransferConfig(Settings):
@@ -246,6 +235,11 @@ class TriptychConfig(Settings):
         default_factory=lambda: LimitsConfig.model_validate({}), description="Limits of one request."
     )
 
+    autoscaling_policy: dict[str, Any] | None = Field(
+        None,
+        description="Ray Serve's policy for all autoscaled stages together, e.g. {policy_function: balanced_stages}. "
+        "In a Serve config file it stands beside import_path instead.",
+    )
     observability: ObservabilityConfig = Field(
         default_factory=lambda: ObservabilityConfig.model_validate({}), description="Traces and logs."
     )

@@ -10,22 +10,36 @@ from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, Schedule
 
 
 class EngineLoad:
-    """The last report of one engine. `kv_cache_use` is the part of the KV cache in use, 0 to 1."""
+    """The last report of one engine, and sums over all of them.
+
+    `kv_cache_use` is the part of the KV cache in use, 0 to 1. `num_deferred` counts those of the waiting requests that
+    the engine cannot begin yet: their embeddings or KV caches are still to come. `token_gaps_s` is the sum of the times
+    between two tokens of a sequence, of which there were `num_token_gaps`.
+    """
 
     def __init__(self, on_step: Callable[[int], None]) -> None:
         """Args: `on_step` takes the number of requests in each step."""
         self.num_running = 0
         self.num_waiting = 0
+        self.num_deferred = 0
         self.kv_cache_use = 0.0
+        self.num_token_gaps = 0
+        self.token_gaps_s = 0.0
         self._on_step = on_step
 
     def take(self, stats: SchedulerStats) -> None:
-        """Keep a report."""
+        """Keep a report of the scheduler."""
         self.num_running = stats.num_running_reqs
         self.num_waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs
+        self.num_deferred = stats.num_skipped_waiting_reqs
         self.kv_cache_use = stats.kv_cache_usage
         if stats.num_running_reqs:
             self._on_step(stats.num_running_reqs)
+
+    def take_tokens(self, stats: IterationStats) -> None:
+        """Add what one step made."""
+        self.num_token_gaps += len(stats.inter_token_latencies_iter)
+        self.token_gaps_s += sum(stats.inter_token_latencies_iter)
 
     def stat_logger(self, vllm_config: VllmConfig, engine_index: int) -> StatLoggerBase:
         """What vLLM calls after each step: a factory as its `stat_loggers` take them."""
@@ -33,7 +47,7 @@ class EngineLoad:
 
 
 class _LoadLogger(StatLoggerBase):  # type: ignore[misc]
-    """Hands the scheduler's part of each report on."""
+    """Hands on what an `EngineLoad` keeps of each report."""
 
     def __init__(self, vllm_config: VllmConfig, engine_index: int, load: EngineLoad) -> None:
         self._load = load
@@ -47,6 +61,8 @@ class _LoadLogger(StatLoggerBase):  # type: ignore[misc]
     ) -> None:
         if scheduler_stats is not None:
             self._load.take(scheduler_stats)
+        if iteration_stats is not None:
+            self._load.take_tokens(iteration_stats)
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""

@@ -15,9 +15,10 @@ from llm_workers.observer import EndedRequest, EngineObserver, Outcome
 
 @dataclass(slots=True)
 class Progress:
-    """One running request: its last output so far."""
+    """One running request: its last output so far, and the prompt tokens that have to be computed for it here."""
 
     output: RequestOutput | None = None
+    num_prompt_tokens: int = 0
 
 
 class RequestAccount:
@@ -27,6 +28,7 @@ class RequestAccount:
         """Args: `computes_prompts`: whether prompts without a KV cache of another engine come here."""
         self._observer = observer
         self._computes_prompts = computes_prompts
+        self._running: dict[int, Progress] = {}
         self.num_running = 0
         self.num_finished = 0
         self.num_failed = 0
@@ -39,9 +41,10 @@ class RequestAccount:
     def running(self, request: PrefillRequest | DecodeRequest) -> Iterator[Progress]:
         """Counts `request` as running; whoever runs it keeps `output` up to date."""
         taken = time.monotonic()
-        progress = Progress()
+        progress = Progress(num_prompt_tokens=len(request.prompt.token_ids) if self._computes_prompts else 0)
         failed = False
         self.num_running += 1
+        self._running[id(progress)] = progress
         try:
             yield progress
         except Exception:
@@ -49,10 +52,19 @@ class RequestAccount:
             raise
         finally:
             self.num_running -= 1
+            del self._running[id(progress)]
             # A reader may leave after the last output, which is no cancelling.
             complete = progress.output is not None and progress.output.finished
             outcome: Outcome = "failed" if failed else "finished" if complete else "cancelled"
             self._end(_ended(request, progress.output, outcome, taken, self._computes_prompts))
+
+    def unanswered_prompts(self) -> list[int]:
+        """The lengths of the prompts that are to be computed here and of which no token has come out yet."""
+        return [
+            progress.num_prompt_tokens
+            for progress in self._running.values()
+            if progress.output is None and progress.num_prompt_tokens
+        ]
 
     def _end(self, request: EndedRequest) -> None:
         self.num_finished += request.outcome == "finished"

@@ -36,12 +36,16 @@ class LLMStats:
     """What a worker does and has done. `process_id` tells replicas apart; `kv_cache_use` is from 0 to 1.
 
     `num_running` counts the requests that the worker has, `num_waiting` those of them that its engine does not compute
-    yet. `num_finished` counts all that ended, those among them that failed or were cancelled included.
+    yet, `num_deferred` those of the waiting ones that cannot begin before their embeddings or KV caches are there.
+    `num_finished` counts all that ended, those among them that failed or were cancelled included. Of the prompts that
+    are computed here, `num_unanswered_prompts` with `num_unanswered_tokens` have not led to a first token yet.
+    `token_gaps_s` is the sum of the `num_token_gaps` times between two tokens of a sequence.
     """
 
     process_id: int
     num_running: int
     num_waiting: int
+    num_deferred: int
     num_finished: int
     num_failed: int
     num_cancelled: int
@@ -49,6 +53,10 @@ class LLMStats:
     num_generated_tokens: int
     embedding_bytes: int
     kv_cache_use: float
+    num_unanswered_prompts: int
+    num_unanswered_tokens: int
+    num_token_gaps: int
+    token_gaps_s: float
 
 
 class LLMWorker:
@@ -135,10 +143,12 @@ class LLMWorker:
     def stats(self) -> LLMStats:
         """A moment of this worker."""
         account, load = self._account, self._load
+        unanswered = account.unanswered_prompts()
         return LLMStats(
             process_id=os.getpid(),
             num_running=account.num_running,
             num_waiting=load.num_waiting,
+            num_deferred=load.num_deferred,
             num_finished=account.num_finished + account.num_failed + account.num_cancelled,
             num_failed=account.num_failed,
             num_cancelled=account.num_cancelled,
@@ -146,6 +156,10 @@ class LLMWorker:
             num_generated_tokens=account.num_generated_tokens,
             embedding_bytes=account.embedding_bytes,
             kv_cache_use=load.kv_cache_use,
+            num_unanswered_prompts=len(unanswered),
+            num_unanswered_tokens=sum(unanswered),
+            num_token_gaps=load.num_token_gaps,
+            token_gaps_s=load.token_gaps_s,
         )
 
     async def check_health(self) -> None:

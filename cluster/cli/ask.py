@@ -83,9 +83,12 @@ def image_url(image: str) -> str:
 def _stream(url: str, message: ChatCompletionUserMessageParam, model: str | None, max_tokens: int | None) -> None:
     from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, OpenAI, omit
 
+    from configs.environment import read_environment
+
     base = url.rstrip("/").removesuffix("/v1")
-    # A local service takes any key; a retry would repeat the question.
-    client = OpenAI(base_url=f"{base}/v1", api_key="none", timeout=_TIMEOUT_S, max_retries=0)
+    # A service without keys takes any; a retry would repeat the question.
+    key = read_environment().api_key or "none"
+    client = OpenAI(base_url=f"{base}/v1", api_key=key, timeout=_TIMEOUT_S, max_retries=0)
     try:
         with client.chat.completions.create(
             model=model or _served_model(client),

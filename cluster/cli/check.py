@@ -8,7 +8,7 @@ import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.cli.quiet import quiet
 
@@ -25,21 +25,24 @@ def add_arguments(verbs: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
         "check", help="validate a deployment file and show its plan", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="deployment file, for example configs/demo.yaml")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="deployment file, or Serve config file of one")
     parser.set_defaults(run=lambda parsed: run(parsed.config))
 
 
 def run(path: Path) -> int:
     """Print the plan; returns 1 when the settings cannot be used."""
-    from cluster.plan import plan_deployments
-    from configs import ConfigError, load_config
+    from cluster.plan import application_policy, plan_deployments
+    from configs import ConfigError, load_service
 
     try:
-        config = load_config(path)
+        service = load_service(path)
+        config = service.config
+        plans = plan_deployments(config)
+        policy = application_policy(service.autoscaling_policy, plans)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join(plan_lines(config, plan_deployments(config))), flush=True)
+    print("\n".join(plan_lines(config, plans, policy)), flush=True)
     with quiet():
         problems = unknown_engine_args(config)
     if problems:
@@ -49,8 +52,15 @@ def run(path: Path) -> int:
     return 0
 
 
-def plan_lines(config: TriptychConfig, plans: Mapping[str, DeploymentPlan]) -> list[str]:
-    """What the settings would start, for people."""
+def plan_lines(
+    config: TriptychConfig, plans: Mapping[str, DeploymentPlan], policy: Mapping[str, Any] | None
+) -> list[str]:
+    """What the settings would start, for people.
+
+    Args:
+        policy: the application's autoscaling policy.
+    """
+    from cluster.autoscaling.catalogue import describe_policy
     from cluster.plan import total_resources
 
     rows = [("stage", "replicas", "ranks each", "resources each", "requests each")]
@@ -68,6 +78,12 @@ def plan_lines(config: TriptychConfig, plans: Mapping[str, DeploymentPlan]) -> l
     ]
     for plan in plans.values():
         lines += [f"{plan.name} environment: {name}={value}" for name, value in plan.environment.items()]
+    for plan in plans.values():
+        if plan.autoscaling is not None and policy is None:
+            lines.append(f"{plan.name} autoscaling: {describe_policy(plan.autoscaling.get('policy'))}")
+    if policy is not None:
+        scaled = ", ".join(plan.name for plan in plans.values() if plan.autoscaling is not None)
+        lines.append(f"autoscaling of {scaled}: {describe_policy(policy)}")
     num_replicas = sum(plan.max_replicas for plan in plans.values())
     lines.append(f"total: at most {num_replicas} replicas; resources: {_amounts(total_resources(plans))}")
     return lines

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 8000
 _POLL_S = 0.2
-# Serve's controller and the replicas have 30 s each; then whatever is left is killed.
+# The replicas and Serve's controller have 30 s each; then whatever is left is killed.
 _CLOSE_TIMEOUT_S = 100.0
 _ORPHAN_GRACE_S = 20.0
 

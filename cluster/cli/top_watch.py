@@ -13,6 +13,7 @@ import httpx
 from cluster.metrics import registry
 from cluster.metrics.registry import Metric
 from cluster.metrics.scrape import Samples, ScrapeFailed, scrape
+from configs.environment import read_environment
 
 _TIMEOUT_S = 10.0
 
@@ -47,7 +48,8 @@ def look(url: str) -> Look:
     """
     base = url.rstrip("/").removesuffix("/v1")
     try:
-        status = httpx.get(f"{base}/triptych/status", timeout=_TIMEOUT_S).raise_for_status().json()
+        headers = read_environment().authorization
+        status = httpx.get(f"{base}/triptych/status", timeout=_TIMEOUT_S, headers=headers).raise_for_status().json()
     except (httpx.HTTPError, ValueError) as error:
         raise ServiceUnreachable(f"no Triptych service answers at {base}: {error}") from error
     samples, problem = None, None

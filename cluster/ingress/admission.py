@@ -7,13 +7,15 @@ is told at once when to come again, which is better than a late answer for every
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.ingress.refusal import refuse
+
+_FULL = "the service is full: come again after the seconds that Retry-After says"
 # A request that does not say its size is charged as one large picture.
 _UNKNOWN_BYTES = 2**20
 _SMOOTHING = 0.1
@@ -79,7 +81,7 @@ class AdmissionMiddleware:
 
         admitted = self._admission.enter(_size_of(scope))
         if admitted is None:
-            await _refuse(send_with_advice)
+            await refuse(send_with_advice, 429, "RateLimitError", _FULL)
             return
         try:
             await self._app(scope, receive, send_with_advice)
@@ -94,11 +96,3 @@ def _size_of(scope: Scope) -> int:
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     given = next((value for name, value in headers if name.lower() == b"content-length"), b"")
     return int(given) if given.isdigit() else _UNKNOWN_BYTES
-
-
-async def _refuse(send: Send) -> None:
-    message = "the service is full: come again after the seconds that Retry-After says"
-    body = json.dumps({"error": {"message": message, "type": "RateLimitError", "param": None, "code": 429}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 429, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -16,6 +16,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from cluster.ingress.admission import Admission, AdmissionMiddleware
+from cluster.ingress.api_keys import ApiKeyMiddleware
 from cluster.ingress.early_errors import EarlyErrorMiddleware
 from cluster.ingress.engine_client import PipelineClient
 from cluster.ingress.media import CONNECTOR_NAME
@@ -25,7 +26,7 @@ from cluster.ingress.status import StatusSource, status_router
 from cluster.ingress.unknown_fields import refuse_unknown_fields
 from cluster.pipeline import Pipeline
 from cluster.trace import TraceWriter
-from configs import TriptychConfig
+from configs import TriptychConfig, read_api_keys
 from configs.environment import set_environment
 from transfer import EmbeddingRef
 
@@ -70,7 +71,11 @@ def build_openai_app(
     # Around the application, not `add_middleware`: vLLM's builder has closed its middleware stack already.
     admission = Admission(config.ingress.max_admitted_requests, config.ingress.max_admitted_bytes)
     return RequestScopeMiddleware(
-        AdmissionMiddleware(EarlyErrorMiddleware(app), admission),
+        ApiKeyMiddleware(
+            AdmissionMiddleware(EarlyErrorMiddleware(app), admission),
+            read_api_keys(config.ingress.api_keys),
+            config.ingress.max_requests_per_key,
+        ),
         release,
         config.limits.deadline_s,
         TraceWriter(config.ingress.trace_file),

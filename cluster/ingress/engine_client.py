@@ -22,7 +22,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from cluster.ingress.errors import http_error
 from cluster.ingress.fan_out import merge_sequences
 from cluster.ingress.renderer import TicketedInput, TicketRenderer, ticketed_part
-from cluster.ingress.scope import current_request
+from cluster.ingress.scope import NO_TENANT, current_request
 from cluster.ingress.status import StatusSource
 from cluster.pipeline import Pipeline
 from cluster.request import Generation, RequestContext
@@ -82,6 +82,7 @@ class PipelineClient(EngineClient):  # type: ignore[misc]
             sampling_params,
             request_id,
             GenerateOptions(priority, reasoning_ended, reasoning_parser_kwargs),
+            current_request().tenant,
         )
         try:
             async with contextlib.aclosing(self._sequences(current_request(), generation)) as outputs:
@@ -182,12 +183,22 @@ class PipelineClient(EngineClient):  # type: ignore[misc]
         self.renderer.shutdown()
 
 
-def _generation(prompt: EngineInput, params: SamplingParams, request_id: str, options: GenerateOptions) -> Generation:
+def _generation(
+    prompt: EngineInput, params: SamplingParams, request_id: str, options: GenerateOptions, tenant: str
+) -> Generation:
     """The pipeline's form of a rendered prompt."""
     ticketed = ticketed_part(prompt)
     if ticketed is None:
         if prompt["type"] != "token":
             raise VLLMValidationError("prompts of embeddings are not served")
         ticketed = TicketedInput(prompt=Prompt(list(prompt["prompt_token_ids"])), items=())
-    rendered = replace(ticketed["prompt"], text=prompt.get("prompt"), cache_salt=prompt.get("cache_salt"))
+    rendered = replace(ticketed["prompt"], text=prompt.get("prompt"), cache_salt=_cache_salt(tenant, prompt))
     return Generation(request_id, rendered, ticketed["items"], params, options)
+
+
+def _cache_salt(tenant: str, prompt: EngineInput) -> str | None:
+    """What keeps entries of the engines' prefix cache apart: tenants, since a hit tells, and what the client wants."""
+    salt: str | None = prompt.get("cache_salt")
+    if tenant == NO_TENANT:
+        return salt
+    return f"{tenant}:{salt}" if salt else tenant

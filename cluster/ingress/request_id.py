@@ -6,12 +6,13 @@ client can ask about.
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from dataclasses import dataclass
 
 from starlette.types import Message, Scope, Send
+
+from cluster.ingress.refusal import refuse
 
 _HEADER = b"x-request-id"
 _TRACEPARENT = b"traceparent"
@@ -61,8 +62,4 @@ class IdentifiedRequest:
 
 async def refuse_request_id(send: Send) -> None:
     """Answer 400 to a request whose id cannot be used: it would stand in logs, where it must not forge lines."""
-    error = {"message": _REFUSAL, "type": "BadRequestError", "param": "X-Request-Id", "code": 400}
-    body = json.dumps({"error": error}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await refuse(send, 400, "BadRequestError", _REFUSAL, param="X-Request-Id")

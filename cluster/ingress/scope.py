@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import replace
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,7 +23,7 @@ from transfer import EmbeddingRef
 
 _current: ContextVar[RequestContext | None] = ContextVar("triptych_request", default=None)
 
-DEFAULT_TENANT = "default"
+NO_TENANT = ""
 
 
 def current_request() -> RequestContext:
@@ -30,6 +31,11 @@ def current_request() -> RequestContext:
     context = _current.get()
     assert context is not None, "called outside an HTTP request"
     return context
+
+
+def act_for(tenant: str) -> None:
+    """From here on the request that this task works for is this tenant's."""
+    _current.set(replace(current_request(), tenant=tenant))
 
 
 class RequestScopeMiddleware:
@@ -78,7 +84,7 @@ class RequestScopeMiddleware:
 
         asked = AskedTickets()
         deadline = Deadline(self._deadline_s)
-        token = _current.set(RequestContext(request.request_id, DEFAULT_TENANT, deadline, leases, trace, asked))
+        token = _current.set(RequestContext(request.request_id, NO_TENANT, deadline, leases, trace, asked))
         try:
             await self._app(request.scope, receive, send_traced)
         finally:

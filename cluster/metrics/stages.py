@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cluster.metrics import registry
 from cluster.metrics.follower import Reading
 from cluster.metrics.instruments import Instruments
@@ -9,7 +11,9 @@ from cluster.tracing import Tracing
 from encoder_workers.batcher import BatchTimes
 from encoder_workers.stats import EncoderStats
 from llm_workers.observer import EndedRequest
-from llm_workers.worker import LLMStats
+
+if TYPE_CHECKING:
+    from llm_workers.worker import LLMStats
 
 
 class EncoderObserver:

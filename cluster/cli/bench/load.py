@@ -20,6 +20,7 @@ from vllm.benchmarks.serve import TaskType, benchmark
 
 from cluster.cli.bench.questions import Question, make_questions
 from cluster.cli.bench.results import RequestResult, ScenarioResult
+from configs.environment import read_environment
 from configs.scenarios import Scenario
 
 _BACKEND = "openai-chat"
@@ -65,7 +66,7 @@ async def _run(
         goodput_config_dict={},
         max_concurrency=scenario.max_concurrency,
         lora_modules=None,
-        extra_headers=None,
+        extra_headers=read_environment().authorization or None,
         extra_body={"temperature": 0.0},
         ready_check_timeout_sec=0,
     )

@@ -9,6 +9,7 @@ import httpx
 from cluster.cli.bench.results import StageTime
 from cluster.metrics import registry
 from cluster.metrics.scrape import Samples, ScrapeFailed, scrape
+from configs.environment import read_environment
 
 _TIMEOUT_S = 10.0
 _STAGES = ("encoder", "prefill", "decode")
@@ -75,7 +76,8 @@ def _mean(metric: registry.Metric, stage: str, before: Samples, after: Samples) 
 
 def _endpoints(base_url: str) -> list[str]:
     try:
-        answer = httpx.get(f"{base_url}/triptych/status", timeout=_TIMEOUT_S)
+        headers = read_environment().authorization
+        answer = httpx.get(f"{base_url}/triptych/status", timeout=_TIMEOUT_S, headers=headers)
     except httpx.HTTPError:
         return []
     if answer.status_code != httpx.codes.OK:

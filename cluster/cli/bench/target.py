@@ -15,6 +15,8 @@ from pathlib import Path
 
 import httpx
 
+from configs.environment import read_environment
+
 _TIMEOUT_S = 30.0
 _START_TIMEOUT_S = 1800.0
 _STOP_TIMEOUT_S = 120.0
@@ -86,7 +88,8 @@ def _answers(process: subprocess.Popen[bytes], base_url: str) -> bool:
 
 def _served_model(base_url: str) -> str:
     try:
-        models = httpx.get(f"{base_url}/v1/models", timeout=_TIMEOUT_S).raise_for_status().json()["data"]
+        answer = httpx.get(f"{base_url}/v1/models", timeout=_TIMEOUT_S, headers=read_environment().authorization)
+        models = answer.raise_for_status().json()["data"]
     except (httpx.HTTPError, ValueError, KeyError) as error:
         raise TargetError(f"no OpenAI server answers at {base_url}: {error}") from error
     if not models:

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 from ray.serve._private.build_app import build_app as resolve_graph
+from ray.serve.config import AutoscalingPolicy
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.app import build_app, build_service
-from configs import TriptychConfig, load_config
+from configs import ConfigError, TriptychConfig, load_config
 
 FOLDER = Path(__file__).resolve().parents[3] / "configs"
 
@@ -61,3 +62,19 @@ def test_the_serve_file_is_valid_and_is_the_demo(checkpoint: str) -> None:
     assert application.args == {**demo, "transfer": {"bind_host": "127.0.0.1"}}
     built = resolve_graph(build_app({**application.args, "model": checkpoint}), name="test")
     assert {deployment.name for deployment in built.deployments} == {"ingress", "encoder", "prefill", "decode"}
+
+
+def test_the_autoscaling_file_is_valid_and_its_policy_is_made_by_ray(checkpoint: str) -> None:
+    schema = ServeDeploySchema.model_validate(yaml.safe_load((FOLDER / "serve_autoscaling.yaml").read_text()))
+    (application,) = schema.applications
+    assert application.autoscaling_policy is not None
+    AutoscalingPolicy(**application.autoscaling_policy).get_policy()(**application.autoscaling_policy["policy_kwargs"])
+    built = resolve_graph(build_app({**application.args, "model": checkpoint}), name="test")
+    scaled = {deployment.name for deployment in built.deployments if deployment._deployment_config.autoscaling_config}
+    assert scaled == {"encoder", "prefill", "decode"}
+
+
+def test_a_policy_among_the_args_is_refused(checkpoint: str) -> None:
+    """Ray takes it from the Serve config file itself; here it would be lost without a word."""
+    with pytest.raises(ConfigError, match="put it beside `import_path`"):
+        build_app({"model": checkpoint, "decode": {}, "autoscaling_policy": {"policy_function": "balanced_stages"}})

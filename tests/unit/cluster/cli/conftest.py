@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[4]
-READY_FILES = sorted(path.name for path in (ROOT / "configs").glob("*.yaml") if path.name != "serve_demo.yaml")
+READY_FILES = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.fixture(params=READY_FILES)

@@ -68,3 +68,55 @@ def test_engine_args_that_vllm_does_not_take_are_all_named(tmp_path: Path, capsy
     assert "decode.engine_args.no_such_thing_at_all" in captured.err
     assert "enforce_eager" not in captured.err
     assert "can be used" not in captured.out
+
+
+def test_the_policy_of_each_stage_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = TEXT_ONLY + (
+        "prefill: {autoscaling: {max_replicas: 2}}\n"
+        "decode: {autoscaling: {max_replicas: 2, policy: "
+        "{policy_function: decode_load, policy_kwargs: {target_tpot_s: 0.05}}}}\n"
+    )
+    assert check(text, tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "prefill autoscaling: Ray's own, by target_ongoing_requests" in out
+    assert "decode autoscaling: decode_load(target_tpot_s=0.05)" in out
+
+
+def test_the_policy_of_all_stages_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        TEXT_ONLY + "decode: {autoscaling: {max_replicas: 2}}\nautoscaling_policy: {policy_function: balanced_stages}\n"
+    )
+    assert check(text, tmp_path) == 0
+    assert "autoscaling of decode: balanced_stages()" in capsys.readouterr().out
+
+
+SERVE_FILE = """
+applications:
+  - {name: other, import_path: other.app:app}
+  - name: triptych
+    import_path: cluster.app:build_app
+    autoscaling_policy: {policy_function: POLICY}
+    args: {model: organisation/name, decode: {autoscaling: {max_replicas: 2}}}
+"""
+
+
+def test_a_serve_config_file_is_checked_like_a_deployment_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "cluster.autoscaling.balanced:BalancedStagesPolicy"
+    assert check(SERVE_FILE.replace("POLICY", path), tmp_path) == 0
+    assert "autoscaling of decode: balanced_stages()" in capsys.readouterr().out
+    # Ray would look for a module of that name, in the cluster.
+    assert check(SERVE_FILE.replace("POLICY", "balanced_stages"), tmp_path) == 1
+    assert "give the import path" in capsys.readouterr().err
+    assert check(SERVE_FILE.replace("cluster.app", "no.app").replace("POLICY", path), tmp_path) == 1
+    assert "must have one application with 'import_path: cluster.app:build_app'" in capsys.readouterr().err
+
+
+def test_a_policy_among_the_args_of_a_serve_config_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray would not see it there."""
+    text = SERVE_FILE.replace("args: {", "args: {autoscaling_policy: {policy_function: balanced_stages}, ")
+    assert check(text.replace("    autoscaling_policy: {policy_function: POLICY}\n", ""), tmp_path) == 1
+    assert "args.autoscaling_policy: belongs beside import_path" in capsys.readouterr().err
