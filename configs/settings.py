@@ -82,6 +82,11 @@ class EncoderConfig(StageConfig):
     ops: str | dict[str, str] = Field(
         "auto", description="Kernel backend: 'auto' (by device), a backend's name, or a table op -> backend."
     )
+    enable_mm_embeds: bool = Field(
+        False,
+        description="Take embeddings that clients computed (image_embeds, video_embeds, audio_embeds), as vLLM's "
+        "--enable-mm-embeds; for trusted clients.",
+    )
     dtype: DType | None = Field(None, description="Type of tower weights and embeddings; the top level's if absent.")
     max_batch_tokens: int = Field(16384, ge=64, description="Patches packed into one forward at most.")
     max_batch_wait_s: float = Field(0.0, ge=0.0, le=1.0, description="How long a batch waits for more items.")

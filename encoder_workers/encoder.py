@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from encoder_workers.checkpoint import Checkpoint
+from encoder_workers.given_embeddings import fit_rows, open_given
 from encoder_workers.interface import Processor, Tower
 from encoder_workers.media import Decoded, Embedding, ItemMetadata, Limits, Media, Prepared
 from encoder_workers.planner import plan_passes
@@ -69,6 +70,17 @@ class Encoder:
     def describe(self, items: Sequence[Media]) -> list[ItemMetadata | BadMedia]:
         """Tokens and prompt metadata of each item, from its header alone. ValueError for an unknown option."""
         return _each(items, lambda item: self._processor.describe(item, self.limits))
+
+    def take(self, media: Media) -> Embedding:
+        """An embedding that the client sent (`given_embeddings`), on the host, checked; the tower has no part in it.
+
+        Raises BadMedia when it is not what this model's own would be.
+        """
+        if media.modality not in self.modalities:
+            raise BadMedia(f"this model takes {' and '.join(self.modalities)}, not {media.modality}")
+        given = open_given(media)
+        metadata = self._processor.describe_given(media.modality, given)
+        return Embedding(fit_rows(given, metadata, self.width, self.limits).to(self.dtype), metadata)
 
     def decode(self, media: Media) -> Decoded:
         """Raw samples of one item. Raises BadMedia."""

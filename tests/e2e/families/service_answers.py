@@ -162,7 +162,7 @@ def settings(entry: dict[str, Any]) -> TriptychConfig:
             "device": "cpu",
             "dtype": "float32",
             "trust_remote_code": entry["trust_remote_code"],
-            "encoder": {},
+            "encoder": {"enable_mm_embeds": True},
             "decode": {
                 "kv_cache_bytes": "96 MiB",
                 "engine_args": {"max_model_len": entry["max_model_len"], "enforce_eager": True},
