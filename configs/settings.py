@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from configs.base import Settings
 from configs.observability import ObservabilityConfig
+from configs.sizes import ByteSize, PixelCount
 
 Device = Literal["cpu", "cuda", "npu"]
 Modality = Literal["image", "audio", "video"]
 DType = Literal["float32", "bfloat16", "float16"]
-
-_SIZE_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_PIXEL_UNITS = {"": 1, "MP": 1_000_000}
-
-
-def _parse_with_units(value: object, units: dict[str, int], example: str) -> object:
-    """Turn '64 MiB' into a number; leave numbers alone for pydantic to judge."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
-    unit = match.group(2).upper() if match else None
-    if match is None or unit not in units:
-        raise ValueError(f"{value!r} is not a size; write for example {example}")
-    return int(float(match.group(1)) * units[unit])
-
-
-def _bytes(value: object) -> object:
-    return _parse_with_units(value, {"": 1, **_SIZE_UNITS}, "'64 MiB' or 67108864")
-
-
-def _pixels(value: object) -> object:
-    return _parse_with_units(value, _PIXEL_UNITS, "'50 MP' or 50000000")
-
-
-ByteSize = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
-PixelCount = Annotated[int, BeforeValidator(_pixels), Field(gt=0)]
 
 
 class StageConfig(Settings):
@@ -78,7 +52,10 @@ class EncoderConfig(StageConfig):
     ranks_per_replica: int = Field(
         1, ge=1, description="Sequence-parallel ranks of one encoder replica, all on one node."
     )
-    engine: Literal["native"] = Field("native", description="Whose tower runs: Triptych's own ('native').")
+    engine: Literal["native", "vllm"] = Field(
+        "native",
+        description="Whose tower runs: Triptych's own ('native'), or vLLM's ('vllm') for any other model it knows.",
+    )
     ops: str | dict[str, str] = Field(
         "auto", description="Kernel backend: 'auto' (by device), a backend's name, or a table op -> backend."
     )
@@ -96,6 +73,15 @@ class EncoderConfig(StageConfig):
     max_pending_items: int = Field(
         4096, ge=1, description="Items that one replica holds (waiting, computing or leased) before it answers BUSY."
     )
+
+    @model_validator(mode="after")
+    def _vllm_runs_alone(self) -> EncoderConfig:
+        if self.engine == "vllm" and (self.ranks_per_replica > 1 or self.ops != "auto"):
+            raise ValueError(
+                "engine is vllm, whose encoder runs in one process with its own operators: "
+                "leave out ranks_per_replica and ops"
+            )
+        return self
 
 
 class EngineStageConfig(StageConfig):

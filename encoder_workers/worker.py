@@ -84,6 +84,8 @@ class EncoderWorker:
                 dtype=config.encoder_dtype,
                 ranks=config.encoder.ranks_per_replica,
                 ops=config.encoder.ops,
+                engine=config.encoder.engine,
+                trust_remote_code=config.trust_remote_code,
                 limits=Limits(
                     item_bytes=limits.item_bytes,
                     pixels=limits.pixels,

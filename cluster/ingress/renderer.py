@@ -20,7 +20,7 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from cluster.ingress.embedding_parts import naming_embeddings
 from cluster.ingress.errors import http_error
 from cluster.ingress.media import CarriedItem, asking_with
-from cluster.ingress.placeholder_rules import placeholder_rules
+from cluster.ingress.placeholder_rules import placeholder_rules, told_rules
 from cluster.ingress.placeholders import expand_placeholders
 from cluster.ingress.scope import current_request
 from cluster.pipeline import Pipeline
@@ -106,7 +106,8 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         tickets: dict[Modality, list[EncodeTicket]] = {}
         for item in ticketed:
             tickets.setdefault(item.media.modality, []).append(item.ticket)
-        expanded, prompt_items = expand_placeholders(token_ids, self._rules, tickets, self._tokenizer_of_prompts)
+        rules = told_rules(tickets) or self._rules
+        expanded, prompt_items = expand_placeholders(token_ids, rules, tickets, self._tokenizer_of_prompts)
         prompt = Prompt(expanded, prompt_items)
         rendered = engine_input(prompt)
         cast(dict[str, Any], rendered)[TICKETED_KEY] = TicketedInput(prompt=prompt, items=tuple(ticketed))

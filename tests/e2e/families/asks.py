@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from make_random_checkpoint import VLLM_FAMILIES
 from PIL import Image
 
 from encoder_workers import Embedding, Limits, Media, load_encoder
@@ -52,6 +53,7 @@ class FamilyAsks:
     limits: dict[str, int]
     media_io_kwargs: dict[str, dict[str, Any]]
     trust_remote_code: bool
+    engine: str = "native"
     max_model_len: int = MAX_MODEL_LEN
 
     def for_programs(self) -> dict[str, Any]:
@@ -62,6 +64,10 @@ class FamilyAsks:
 def asks_of(family: str, model: Path, url_of: UrlOf) -> FamilyAsks:
     """The asks of one family; `url_of` gives a file its http URL."""
     loading: dict[str, dict[str, Any]] = {}
+    if family in VLLM_FAMILIES:
+        hears = family == "audioflamingo3"
+        asks, limits = (_long_audio_asks(), {"audio": 1}) if hears else (_image_asks(url_of), {"image": 2})
+        return FamilyAsks(str(model), tuple(asks), limits, loading, trust_remote_code=False, engine="vllm")
     if family == "qwen2_audio":
         asks, limits = [*_audio_asks(), *_given_audio_asks(model)], {"audio": 2}
     elif family.startswith("internvl"):
@@ -128,6 +134,21 @@ def _audio_asks() -> list[Ask]:
         Ask(_user(_audio(long), _text("Long")), cut, reference=_user(_audio(heard), _text("Long"))),
         Ask(_user(_audio(b"RIFF"), _text("Broken")), refused="not audio in a known format"),
         Ask(_user(_audio(sound(0.01)), _text("Too short")), refused="too short"),
+    ]
+
+
+def _long_audio_asks() -> list[Ask]:
+    """For a model that takes one sound of any length in a prompt."""
+    short, long = sound(0.7), sound(32, seed=3)
+    fast = sound(1.7, rate=44100, channels=2, kind="FLAC", seed=2)
+    converted = wav(decode_audio(fast, Limits(), rate=16000, max_s=30).numpy(), 16000)
+    return [
+        Ask(_user(_text("Is anyone there?"))),
+        Ask(_user(_audio(short), _text("What was that?"))),
+        Ask(_user(_audio(fast), _text("Go on")), reference=_user(_audio(converted), _text("Go on"))),
+        Ask(_user(_text("Long"), _audio(long))),
+        Ask(_user(_audio(b"RIFF"), _text("Broken")), refused="not audio in a known format"),
+        Ask(_user(_audio(short), _audio(short)), refused="At most 1 audio"),
     ]
 
 

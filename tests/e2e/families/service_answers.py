@@ -54,6 +54,7 @@ from transfer import ClientSettings, EmbeddingClient, FailureCollector
 
 _HOST = "127.0.0.1"
 _TIMEOUT_S = 120.0
+_RELEASE_S = 20.0
 
 
 class InProcessDecode:
@@ -147,6 +148,12 @@ async def ask_all(config: TriptychConfig, entry: dict[str, Any]) -> dict[str, An
     try:
         async with served(config, encoder, decode) as client:
             answers = [await answers_of(client, ask) for ask in entry["asks"]]
+            # The engine's releases are under way when its answer is.
+            deadline = time.monotonic() + _RELEASE_S
+            while encoder.stats().num_leases:
+                if time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(0.05)
         return {"answers": answers, "num_leases": encoder.stats().num_leases}
     finally:
         decode.close()
@@ -162,7 +169,7 @@ def settings(entry: dict[str, Any]) -> TriptychConfig:
             "device": "cpu",
             "dtype": "float32",
             "trust_remote_code": entry["trust_remote_code"],
-            "encoder": {"enable_mm_embeds": True},
+            "encoder": {"enable_mm_embeds": True, "engine": entry["engine"]},
             "decode": {
                 "kv_cache_bytes": "96 MiB",
                 "engine_args": {"max_model_len": entry["max_model_len"], "enforce_eager": True},
