@@ -13,7 +13,6 @@ import torch
 from transfer.errors import BadMedia
 
 _NUMPY_MAGIC = b"\x93NUMPY"
-_NUMPY_HEADER_BYTES = 4096
 _MAX_ITEM_BYTES = 8
 _ZIP_MAGIC = b"PK\x03\x04"
 _MAX_PICKLE_BYTES = 4096
@@ -43,11 +42,12 @@ def read_tensor(data: bytes, what: str) -> torch.Tensor:
 def _read_numpy(data: bytes, what: str) -> torch.Tensor:
     stream = io.BytesIO(data)
     try:
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[np.lib.format.read_magic(stream)]
-        shape, is_column_major, dtype = read_header(stream, max_header_size=_NUMPY_HEADER_BYTES)
+        version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+        # Both refuse long headers.
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
+        shape, is_column_major, dtype = read_header(stream)  # type: ignore[no-untyped-call]
     except MemoryError:
         raise
     except Exception as error:  # the header is a Python literal, whose parser may raise anything on hostile bytes

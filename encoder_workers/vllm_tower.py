@@ -209,7 +209,7 @@ def load_vllm_encoder(
         raise ValueError(f"vLLM is installed for {current_platform.device_type}, so its encoder cannot run on {device}")
     config = EngineArgs(
         model=str(model),
-        dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        dtype=str(dtype).removeprefix("torch."),
         mm_encoder_only=True,
         enable_mm_embeds=True,
         mm_processor_cache_gb=0,

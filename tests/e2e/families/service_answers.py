@@ -143,9 +143,12 @@ async def answers_of(client: httpx.AsyncClient, ask: dict[str, Any]) -> dict[str
 
 async def ask_all(config: TriptychConfig, entry: dict[str, Any]) -> dict[str, Any]:
     """Every answer of one family, and the leases that are left after them."""
-    encoder = EncoderWorker(config, _HOST)
-    decode = InProcessDecode(config)
-    try:
+    # The engine first: vLLM shares rotary tables within a process, and those made for the half of a model that it
+    # leaves out, as in its encoder, are empty. In a service the two are never in one process.
+    with (
+        contextlib.closing(InProcessDecode(config)) as decode,
+        contextlib.closing(EncoderWorker(config, _HOST)) as encoder,
+    ):
         async with served(config, encoder, decode) as client:
             answers = [await answers_of(client, ask) for ask in entry["asks"]]
             # The engine's releases are under way when its answer is.
@@ -155,9 +158,6 @@ async def ask_all(config: TriptychConfig, entry: dict[str, Any]) -> dict[str, An
                     break
                 await asyncio.sleep(0.05)
         return {"answers": answers, "num_leases": encoder.stats().num_leases}
-    finally:
-        decode.close()
-        encoder.close()
 
 
 def settings(entry: dict[str, Any]) -> TriptychConfig:
