@@ -34,6 +34,7 @@ os.environ |= {
 import httpx
 import uvicorn
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.model_executor.layers.rotary_embedding import _ROPE_DICT
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -70,6 +71,9 @@ class InProcessDecode:
             curve_key_file=None,
         )
         self._engine = LLMEngine.from_engine_args(engine_args(config, "decode", path), enable_multiprocessing=False)
+        # vLLM shares rotary tables within a process, and where it leaves a language model out, as in an encoder, it
+        # empties those of that. In a service the two are never in one process.
+        _ROPE_DICT.clear()
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
         for output in await asyncio.to_thread(self._run, request):
@@ -82,6 +86,7 @@ class InProcessDecode:
         """End the engine, and let the next one start in this process."""
         self._engine.engine_core.shutdown()
         del self._engine
+        _ROPE_DICT.clear()
         gc.collect()
         cleanup_dist_env_and_memory()
         self._failures.close()
@@ -143,8 +148,6 @@ async def answers_of(client: httpx.AsyncClient, ask: dict[str, Any]) -> dict[str
 
 async def ask_all(config: TriptychConfig, entry: dict[str, Any]) -> dict[str, Any]:
     """Every answer of one family, and the leases that are left after them."""
-    # The engine first: vLLM shares rotary tables within a process, and those made for the half of a model that it
-    # leaves out, as in its encoder, are empty. In a service the two are never in one process.
     with (
         contextlib.closing(InProcessDecode(config)) as decode,
         contextlib.closing(EncoderWorker(config, _HOST)) as encoder,
