@@ -53,9 +53,17 @@ class EncoderConfig(StageConfig):
     ranks_per_replica: int = Field(
         1, ge=1, description="Sequence-parallel ranks of one encoder replica, all on one node."
     )
-    engine: Literal["native"] = Field("native", description="Whose tower runs: Triptych's own ('native').")
+    engine: Literal["native", "vllm"] = Field(
+        "native",
+        description="Whose tower runs: Triptych's own ('native'), or vLLM's ('vllm') for any other model it knows.",
+    )
     ops: str | dict[str, str] = Field(
         "auto", description="Kernel backend: 'auto' (by device), a backend's name, or a table op -> backend."
+    )
+    enable_mm_embeds: bool = Field(
+        False,
+        description="Take embeddings that clients computed (image_embeds, video_embeds, audio_embeds), as vLLM's "
+        "--enable-mm-embeds; for trusted clients.",
     )
     dtype: DType | None = Field(None, description="Type of tower weights and embeddings; the top level's if absent.")
     max_batch_tokens: int = Field(16384, ge=64, description="Patches packed into one forward at most.")
@@ -66,6 +74,15 @@ class EncoderConfig(StageConfig):
     max_pending_items: int = Field(
         4096, ge=1, description="Items that one replica holds (waiting, computing or leased) before it answers BUSY."
     )
+
+    @model_validator(mode="after")
+    def _vllm_runs_alone(self) -> EncoderConfig:
+        if self.engine == "vllm" and (self.ranks_per_replica > 1 or self.ops != "auto"):
+            raise ValueError(
+                "engine is vllm, whose encoder runs in one process with its own operators: "
+                "leave out ranks_per_replica and ops"
+            )
+        return self
 
 
 class EngineStageConfig(StageConfig):

@@ -1,4 +1,4 @@
-"""Sizes in settings: numbers, or text with a unit."""
+"""Sizes as settings write them: numbers, or numbers with a unit."""
 
 from __future__ import annotations
 

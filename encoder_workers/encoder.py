@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
 from encoder_workers.checkpoint import Checkpoint
+from encoder_workers.given_embeddings import fit_rows, open_given
 from encoder_workers.interface import Processor, Tower
 from encoder_workers.media import Decoded, Embedding, ItemMetadata, Limits, Media, Prepared
 from encoder_workers.planner import plan_passes
@@ -21,6 +23,8 @@ from transfer.errors import BadMedia
 from transfer.messages import Modality
 
 logger = logging.getLogger(__name__)
+
+EncoderEngine = Literal["native", "vllm"]
 
 MAX_PATCHES_PER_PASS = 65_536
 _NOT_OF_THE_TOWER = ("text_config", "llm_config", "transformers_version", "torch_dtype", "dtype")
@@ -69,6 +73,17 @@ class Encoder:
     def describe(self, items: Sequence[Media]) -> list[ItemMetadata | BadMedia]:
         """Tokens and prompt metadata of each item, from its header alone. ValueError for an unknown option."""
         return _each(items, lambda item: self._processor.describe(item, self.limits))
+
+    def take(self, media: Media) -> Embedding:
+        """An embedding that the client sent (`given_embeddings`), on the host, checked; the tower has no part in it.
+
+        Raises BadMedia when it is not what this model's own would be.
+        """
+        if media.modality not in self.modalities:
+            raise BadMedia(f"this model takes {' and '.join(self.modalities)}, not {media.modality}")
+        given = open_given(media)
+        metadata = self._processor.describe_given(media.modality, given)
+        return Embedding(fit_rows(given, metadata, self.width, self.limits).to(self.dtype), metadata)
 
     def decode(self, media: Media) -> Decoded:
         """Raw samples of one item. Raises BadMedia."""
@@ -125,11 +140,16 @@ def load_encoder(
     ranks: int = 1,
     ops: str | Mapping[str, str] = "auto",
     limits: Limits | None = None,
+    engine: EncoderEngine = "native",
+    trust_remote_code: bool = False,
 ) -> Encoder:
     """Load the tower of a checkpoint (a directory or a hub repository) and check its operators on the device.
 
     With several ranks the tower runs in as many processes on this machine, which split large items between them and
     share out small ones; they end with this process. `device` then names a kind, of which each rank takes one.
+
+    With engine "vllm" vLLM's own processor and tower of the model run, of any model that it knows: in one process, with
+    its own operators, and with `trust_remote_code` also where the checkpoint brings Python code.
 
     Raises CheckpointError (a ValueError) when the checkpoint cannot be used, ValueError for bad arguments, and
     KernelMismatch when an operator is wrong on this device.
@@ -140,17 +160,26 @@ def load_encoder(
     torch_device, torch_dtype = resolve_device(device), resolve_dtype(dtype)
     chosen_ops = select_ops(ops, torch_device)
     checkpoint = Checkpoint(model)
-    entry = find_family(checkpoint)
-    family = load_family(entry)
-    processor = family.load_processor(checkpoint)
+    processor: Processor
     tower: Tower
-    if ranks > 1:
-        tower = load_group_tower(model, device=torch_device, dtype=torch_dtype, ranks=ranks, ops=ops)
+    if engine == "vllm":
+        if ranks > 1 or ops != "auto":
+            raise ValueError("vLLM's encoder runs in one process with its own operators: leave out ranks and ops")
+        # Loaded on demand: importing vLLM takes long, and only this engine needs it.
+        vllm_tower = importlib.import_module("encoder_workers.vllm_tower")
+        processor, tower = vllm_tower.load_vllm_encoder(checkpoint, model, torch_device, torch_dtype, trust_remote_code)
+        prefixes: tuple[str, ...] = ("",)
     else:
-        tower = one = family.load_tower(checkpoint, chosen_ops, torch_device, torch_dtype)
-        check_ops(chosen_ops, torch_device, torch_dtype, one.attention_shape)
+        entry = find_family(checkpoint)
+        family, prefixes = load_family(entry), entry.prefixes
+        processor = family.load_processor(checkpoint)
+        if ranks > 1:
+            tower = load_group_tower(model, device=torch_device, dtype=torch_dtype, ranks=ranks, ops=ops)
+        else:
+            tower = one = family.load_tower(checkpoint, chosen_ops, torch_device, torch_dtype)
+            check_ops(chosen_ops, torch_device, torch_dtype, one.attention_shape)
     config = {key: value for key, value in checkpoint.config.items() if key not in _NOT_OF_THE_TOWER}
-    revision = checkpoint.digest(checkpoint.names(entry.prefixes), {"config": config, "processor": processor.settings})
+    revision = checkpoint.digest(checkpoint.names(prefixes), {"config": config, "processor": processor.settings})
     logger.info(
         "loaded the encoder of %s on %s, %d rank(s), in %.1f s", model, torch_device, ranks, time.monotonic() - started
     )

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from encoder_workers.given_embeddings import GivenEmbedding
 from encoder_workers.media import Decoded, ItemMetadata, Limits, Media, Prepared
 from encoder_workers.shares import CostModel, ItemShape, Share
 from npu_kernels import AttentionShape
@@ -32,6 +33,10 @@ class Processor(Protocol):
 
     def describe(self, media: Media, limits: Limits) -> ItemMetadata:
         """Tokens and prompt metadata from the file's header, decoding nothing. ValueError for an unknown option."""
+        ...
+
+    def describe_given(self, modality: Modality, given: GivenEmbedding) -> ItemMetadata:
+        """As `describe`, for an embedding that the client sent: the tokens that it has to have."""
         ...
 
     def decode(self, media: Media, limits: Limits) -> Decoded:

@@ -77,6 +77,7 @@ class DecodedAudio:
 
     samples: torch.Tensor
     metadata: ItemMetadata
+    options: ProcessorOptions = ()
 
 
 Decoded = DecodedImage | DecodedVideo | DecodedAudio

@@ -78,7 +78,8 @@ def find_family(checkpoint: Checkpoint) -> FamilyEntry:
         return FAMILIES[model_type]
     raise CheckpointError(
         f"no native encoder for architectures {list(names)}, model_type {model_type!r}; there is one for "
-        f"{', '.join(sorted(_MODEL_TYPE_OF_ARCHITECTURE))}"
+        f"{', '.join(sorted(_MODEL_TYPE_OF_ARCHITECTURE))}; "
+        "another model that vLLM knows runs with encoder.engine: vllm"
     )
 
 

@@ -22,6 +22,7 @@ from encoder_workers.cache import EmbeddingCache
 from encoder_workers.embedding_server import start_server
 from encoder_workers.encoder import load_encoder
 from encoder_workers.fetch import FetchLimits, MediaFetcher
+from encoder_workers.given_embeddings import is_given
 from encoder_workers.media import ItemMetadata, Limits, Media
 from encoder_workers.stats import EncoderStats
 from transfer import (
@@ -83,6 +84,8 @@ class EncoderWorker:
                 dtype=config.encoder_dtype,
                 ranks=config.encoder.ranks_per_replica,
                 ops=config.encoder.ops,
+                engine=config.encoder.engine,
+                trust_remote_code=config.trust_remote_code,
                 limits=Limits(
                     item_bytes=limits.item_bytes,
                     pixels=limits.pixels,
@@ -179,9 +182,8 @@ class EncoderWorker:
             self._server.release(announced.result().transfer_id)
 
     def _announce(self, media: Media, request: EncodeRequest, deadline: float) -> EncodeTicket:
-        (metadata,) = self._encoder.describe([media])
-        if isinstance(metadata, BadMedia):
-            raise metadata
+        given = self._encoder.take(media) if self._settings.enable_mm_embeds and is_given(media.data) else None
+        metadata = given.metadata if given is not None else self._described(media)
         key = item_key(media.data, media.modality, media.options, self._model, self._encoder.revision, request.tenant)
         ticket = self._ticket(key, metadata)
         # The lease lasts while the request may still ask for the item, however long the queue here is.
@@ -189,8 +191,17 @@ class EncoderWorker:
         if wait_s <= 0:
             raise DeadlineExceeded("the request's time ended before its media was here")
         self._server.announce(ticket.transfer_id, key, ticket.num_tokens, ticket.width, ticket.dtype, wait_s=wait_s)
-        self._start(key, media, metadata.num_patches, ticket.transfer_id, request.traceparent)
+        if given is not None:
+            self._finish({ticket.transfer_id}, self._to_host(given.tensor))
+        else:
+            self._start(key, media, metadata.num_patches, ticket.transfer_id, request.traceparent)
         return ticket
+
+    def _described(self, media: Media) -> ItemMetadata:
+        (metadata,) = self._encoder.describe([media])
+        if isinstance(metadata, BadMedia):
+            raise metadata
+        return metadata
 
     def _ticket(self, key: str, metadata: ItemMetadata) -> EncodeTicket:
         return EncodeTicket(

@@ -17,7 +17,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from random_checkpoints import internvl, internvl_chat, qwen2_5_vl, qwen2_audio, qwen2_vl, qwen3_vl
+from random_checkpoints import (
+    audioflamingo3,
+    idefics3,
+    internvl,
+    internvl_chat,
+    qwen2_5_vl,
+    qwen2_audio,
+    qwen2_vl,
+    qwen3_vl,
+)
 
 logger = logging.getLogger("make_random_checkpoint")
 
@@ -30,6 +39,13 @@ FAMILIES: dict[str, Callable[[Path, int], None]] = {
     "internvl_chat": internvl_chat.write,
     "qwen2_audio": qwen2_audio.write,
 }
+"""Those with an encoder of Triptych's own."""
+
+VLLM_FAMILIES: dict[str, Callable[[Path, int], None]] = {
+    "audioflamingo3": audioflamingo3.write,
+    "idefics3": idefics3.write,
+}
+"""Two of those that vLLM's own tower encodes."""
 
 SIZED: dict[str, Callable[[Path, int], None]] = {
     "qwen2_5_vl_half_second": qwen2_5_vl.write_half_second,
@@ -37,12 +53,14 @@ SIZED: dict[str, Callable[[Path, int], None]] = {
 }
 """Checkpoints of a size that a benchmark wants."""
 
+_WRITERS = FAMILIES | VLLM_FAMILIES | SIZED
+
 
 def make_checkpoint(out_dir: Path, *, family: str = "qwen2_5_vl", seed: int = 1) -> None:
     """Write the checkpoint; `out_dir` appears only when complete. Raises ValueError for a bad family or a used path."""
-    write = (FAMILIES | SIZED).get(family)
+    write = _WRITERS.get(family)
     if write is None:
-        raise ValueError(f"unknown family {family!r}; known: {', '.join(sorted(FAMILIES | SIZED))}")
+        raise ValueError(f"unknown family {family!r}; known: {', '.join(sorted(_WRITERS))}")
     if out_dir.exists() and any(out_dir.iterdir()):
         raise ValueError(f"{out_dir} exists and is not empty")
     started = time.monotonic()
@@ -63,7 +81,7 @@ def make_checkpoint(out_dir: Path, *, family: str = "qwen2_5_vl", seed: int = 1)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--family", default="qwen2_5_vl", choices=sorted(FAMILIES | SIZED))
+    parser.add_argument("--family", default="qwen2_5_vl", choices=sorted(_WRITERS))
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")

@@ -102,6 +102,8 @@ def _arguments(config: TriptychConfig) -> list[str]:
         arguments.append("--trust-remote-code")
     if config.encoder is None:
         arguments.append("--language-model-only")
+    elif config.encoder.enable_mm_embeds:
+        arguments.append("--enable-mm-embeds")
     if ingress.tool_call_parser is not None:
         arguments += ["--enable-auto-tool-choice", "--tool-call-parser", ingress.tool_call_parser]
     if ingress.reasoning_parser is not None:

@@ -17,6 +17,7 @@ import pybase64
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
+from cluster.ingress.embedding_parts import given_part
 from cluster.request import TicketedItem
 from transfer import MediaItem, Modality
 
@@ -69,6 +70,9 @@ async def _carried(modality: Modality, url: str) -> CarriedItem:
 
 
 async def _item(modality: Modality, url: str) -> MediaItem:
+    given = given_part(url)
+    if given is not None:
+        return MediaItem(modality, data=await asyncio.to_thread(given.packed))
     scheme = url.split(":", 1)[0].lower()
     if scheme in ("http", "https"):
         return MediaItem(modality, url=url)

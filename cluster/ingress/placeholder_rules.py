@@ -5,7 +5,7 @@ As in vLLM's own processors of these models, whose prompts the language models m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.tokenizers import TokenizerLike
 
+from encoder_workers.told_placeholders import read_told
 from transfer import EncodeTicket, Modality
 
 _PLACEHOLDER_FIELDS: dict[str, Modality] = {
@@ -89,6 +90,24 @@ class Timestamped:
             token_ids += [self.token_id] * num_per_step
             token_ids.append(self.end_id)
         return Expansion(tuple(token_ids), tuple(runs))
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the items' own tickets tell, from vLLM's processor of the model."""
+
+    target: tuple[int, ...]
+
+    def expand(self, ticket: EncodeTicket) -> Expansion:
+        told = read_told(ticket.metadata)
+        assert told is not None, "a ticket of vLLM's encoder tells its placeholder"
+        return Expansion(told.token_ids, told.embed_runs)
+
+
+def told_rules(tickets: Mapping[Modality, Sequence[EncodeTicket]]) -> dict[Modality, PlaceholderRule]:
+    """The rules that tickets tell; none where the ingress has its own."""
+    told = {modality: read_told(of_modality[0].metadata) for modality, of_modality in tickets.items() if of_modality}
+    return {modality: Told(placeholder.target) for modality, placeholder in told.items() if placeholder is not None}
 
 
 def placeholder_rules(config: VllmConfig, tokenizer: TokenizerLike) -> dict[Modality, PlaceholderRule]:

@@ -9,6 +9,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.tokenizers import TokenizerLike
 
 from cluster.ingress.placeholder_rules import Expansion, PlaceholderRule
+from encoder_workers.told_placeholders import without_told
 from llm_workers.messages import PromptItem
 from transfer import EncodeTicket, Modality
 
@@ -104,7 +105,7 @@ def item_at(offset: int, ticket: EncodeTicket, expansion: Expansion) -> PromptIt
         key=ticket.item_key,
         offset=offset,
         length=len(expansion.token_ids),
-        metadata=ticket.metadata,
+        metadata=without_told(ticket.metadata),
         embed_runs=() if whole else expansion.embed_runs,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any, TypedDict, cast
 
@@ -16,9 +17,10 @@ from vllm.renderers.inputs import DictPrompt
 from vllm.renderers.params import ChatParams
 from vllm.tokenizers import cached_tokenizer_from_config
 
+from cluster.ingress.embedding_parts import naming_embeddings
 from cluster.ingress.errors import http_error
 from cluster.ingress.media import CarriedItem, asking_with
-from cluster.ingress.placeholder_rules import placeholder_rules
+from cluster.ingress.placeholder_rules import placeholder_rules, told_rules
 from cluster.ingress.placeholders import expand_placeholders
 from cluster.ingress.scope import current_request
 from cluster.pipeline import Pipeline
@@ -72,9 +74,12 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
             loader_kwargs = (params.media_io_kwargs or {}).get(media.modality)
             return self._pipeline.ask(current_request(), media, _options(params.mm_processor_kwargs, loader_kwargs))
 
-        with asking_with(ask):
+        multimodal = self.model_config.multimodal_config
+        takes_embeddings = multimodal is not None and multimodal.enable_mm_embeds
+        named = naming_embeddings(messages) if takes_embeddings else contextlib.nullcontext(messages)
+        with asking_with(ask), named as carried:
             rendered: tuple[list[ConversationMessage], DictPrompt] = await super().render_messages_async(
-                messages, params
+                carried, params
             )
             return rendered
 
@@ -101,7 +106,8 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         tickets: dict[Modality, list[EncodeTicket]] = {}
         for item in ticketed:
             tickets.setdefault(item.media.modality, []).append(item.ticket)
-        expanded, prompt_items = expand_placeholders(token_ids, self._rules, tickets, self._tokenizer_of_prompts)
+        rules = told_rules(tickets) or self._rules
+        expanded, prompt_items = expand_placeholders(token_ids, rules, tickets, self._tokenizer_of_prompts)
         prompt = Prompt(expanded, prompt_items)
         rendered = engine_input(prompt)
         cast(dict[str, Any], rendered)[TICKETED_KEY] = TicketedInput(prompt=prompt, items=tuple(ticketed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from encoder_workers.families.frame_sampling import Clip, whole_sequence
+from encoder_workers.families.qwen_given import given_image, given_video
 from encoder_workers.families.qwen_pixels import PixelSettings, image_patches, target_size
 from encoder_workers.families.qwen_video import (
     SEQUENCE_FPS,
@@ -16,6 +17,7 @@ from encoder_workers.families.qwen_video import (
     video_patches,
 )
 from encoder_workers.frame_sequences import is_frame_sequence, read_frames
+from encoder_workers.given_embeddings import GivenEmbedding
 from encoder_workers.images import decode_image, read_image_size
 from encoder_workers.media import (
     Decoded,
@@ -33,6 +35,7 @@ from transfer.messages import Metadata, Modality
 
 _INTEGERS = ("max_frames", "max_pixels", "min_frames", "min_pixels")
 _OPTIONS = ("fps", *_INTEGERS)
+_NO_AUDIO = "this model takes images and videos, not audio"
 
 
 class QwenVLProcessor:
@@ -62,7 +65,17 @@ class QwenVLProcessor:
             case "video":
                 return _within(self._describe_video(media, limits)[0], limits)
             case "audio":
-                raise BadMedia("this model takes images and videos, not audio")
+                raise BadMedia(_NO_AUDIO)
+
+    def describe_given(self, modality: Modality, given: GivenEmbedding) -> ItemMetadata:
+        """Raises BadMedia when the grid, or what a video's prompt is told of time, is missing or impossible."""
+        match modality:
+            case "image":
+                return given_image(given, self._pixels)
+            case "video":
+                return given_video(given, self._video)
+            case "audio":
+                raise BadMedia(_NO_AUDIO)
 
     def image_metadata(self, height: int, width: int, options: ProcessorOptions = ()) -> ItemMetadata:
         """The token formula: grid and number of tokens of an upright image of this size in pixels."""

@@ -92,6 +92,14 @@ class RankGroup:
         assert isinstance(ready, RankReady)
         self.width = ready.width
         self.layout = ready.layout
+        logger.info(
+            "an encoder's %d ranks plan with %.3g s per multiply-add of a product and %.3g s of attention, and %.3g s "
+            "per value exchanged",
+            launch.num_ranks,
+            ready.rates.product_s,
+            ready.rates.attention_s,
+            ready.rates.exchange_s,
+        )
 
     @property
     def process_ids(self) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgpack
 
+from encoder_workers.ranks.rates import Rates
 from transfer.messages import Modality
 from transfer.plain import from_plain, to_plain
 
@@ -61,6 +62,7 @@ class RankReady:
 
     width: int
     layout: str
+    rates: Rates
 
 
 @dataclass(frozen=True)

@@ -9,32 +9,35 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-SPLIT_OVERHEAD = 0.05
-"""What splitting adds to an item's cost: the exchange, and shares that are not quite equal."""
+_CRUMB = 0.05
+"""Items of less than this part of the whole are not tried: no split gains more than the item's own cost."""
 
 
-def place_items(costs: Sequence[float], splittable: Sequence[bool], num_ranks: int) -> tuple[int | None, ...]:
+def place_items(costs: Sequence[float], split_costs: Sequence[float | None], num_ranks: int) -> tuple[int | None, ...]:
     """The rank of each item, None for those to split.
 
     Args:
         costs: of each item on one rank; not negative.
-        splittable: whether an item has enough places to be cut at.
+        split_costs: of each item on every rank when it is split; None where it has too few places to be cut at.
     """
     by_cost = sorted(range(len(costs)), key=lambda index: (-costs[index], index))
-    candidates = [index for index in by_cost if splittable[index]]
-    best = _place(costs, by_cost, frozenset(), num_ranks)
+    candidates = [index for index in by_cost if split_costs[index] is not None]
+    best = _place(costs, split_costs, by_cost, frozenset(), num_ranks)
     for num_split in range(1, len(candidates) + 1):
-        # No split gains more than the item's own cost; crumbs are not worth trying.
-        if costs[candidates[num_split - 1]] * num_ranks < SPLIT_OVERHEAD * sum(costs):
+        if costs[candidates[num_split - 1]] * num_ranks < _CRUMB * sum(costs):
             break
-        placed = _place(costs, by_cost, frozenset(candidates[:num_split]), num_ranks)
+        placed = _place(costs, split_costs, by_cost, frozenset(candidates[:num_split]), num_ranks)
         if placed[0] < best[0]:
             best = placed
     return best[1]
 
 
 def _place(
-    costs: Sequence[float], by_cost: Sequence[int], split: frozenset[int], num_ranks: int
+    costs: Sequence[float],
+    split_costs: Sequence[float | None],
+    by_cost: Sequence[int],
+    split: frozenset[int],
+    num_ranks: int,
 ) -> tuple[float, tuple[int | None, ...]]:
     """Load of the longest rank, and the rank of each item."""
     ranks: list[int | None] = [None] * len(costs)
@@ -44,5 +47,5 @@ def _place(
             load, rank = heapq.heappop(loads)
             ranks[index] = rank
             heapq.heappush(loads, (load + costs[index], rank))
-    shared = sum(costs[index] for index in split) * (1 + SPLIT_OVERHEAD) / num_ranks
+    shared = sum(split_costs[index] or 0.0 for index in split)
     return shared + max(load for load, _ in loads), tuple(ranks)

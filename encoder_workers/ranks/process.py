@@ -26,6 +26,7 @@ from encoder_workers.media import ItemMetadata, Prepared
 from encoder_workers.ranks.exchange import DistributedGroup, ExchangedAttention
 from encoder_workers.ranks.link import Link, LinkClosed, SharedBuffer
 from encoder_workers.ranks.messages import LaunchRank, PassDone, PassItem, RankFailed, RankMessage, RankReady, RunPass
+from encoder_workers.ranks.rates import Rates, measure_rates
 from encoder_workers.ranks.run import run_pass
 from encoder_workers.registry import find_family, load_family
 from npu_kernels import check_ops, resolve_device, resolve_dtype, select_ops
@@ -47,12 +48,12 @@ def main(descriptor: int) -> None:
     launch, _ = inbox.get()
     assert isinstance(launch, LaunchRank), type(launch)
     try:
-        tower = _load(launch)
-        link.send(RankReady(tower.width, tower.layout))
+        tower, rates = _load(launch)
+        link.send(RankReady(tower.width, tower.layout, rates))
         while True:
             message, buffers = inbox.get()
             assert isinstance(message, RunPass), type(message)
-            link.send(PassDone(_run(tower, launch, message, *buffers)))
+            link.send(PassDone(_run(tower, launch, rates, message, *buffers)))
             del message, buffers
     except LinkClosed:
         os._exit(0)
@@ -75,8 +76,8 @@ def _receive(link: Link, inbox: queue.SimpleQueue[tuple[RankMessage, list[Shared
     os._exit(0)
 
 
-def _load(launch: LaunchRank) -> SplitTower:
-    """The tower of this rank, over attention that reaches the other ranks."""
+def _load(launch: LaunchRank) -> tuple[SplitTower, Rates]:
+    """The tower of this rank, over attention that reaches the other ranks, and what plans are made with."""
     torch.set_num_threads(launch.num_threads)
     device = resolve_device(launch.device)
     dtype = resolve_dtype(launch.dtype)
@@ -92,21 +93,29 @@ def _load(launch: LaunchRank) -> SplitTower:
         world_size=launch.num_ranks,
         timeout=timedelta(seconds=launch.timeout_s),
     )
+    group = DistributedGroup()
     checkpoint = Checkpoint(launch.model)
     tower = load_family(find_family(checkpoint)).load_tower(
-        checkpoint, replace(ops, attention=ExchangedAttention(ops.attention, DistributedGroup())), device, dtype
+        checkpoint, replace(ops, attention=ExchangedAttention(ops.attention, group)), device, dtype
     )
     check_ops(ops, device, dtype, tower.attention_shape)
-    return tower
+    return tower, measure_rates(ops.attention, group, tower.attention_shape, device, dtype)
 
 
-def _run(tower: SplitTower, launch: LaunchRank, message: RunPass, inputs: SharedBuffer, outputs: SharedBuffer) -> int:
+def _run(
+    tower: SplitTower,
+    launch: LaunchRank,
+    rates: Rates,
+    message: RunPass,
+    inputs: SharedBuffer,
+    outputs: SharedBuffer,
+) -> int:
     inputs.close_descriptor()
     outputs.close_descriptor()
     dtype = resolve_dtype(launch.dtype)
     batch = [_prepared(item, inputs) for item in message.items]
     places = [outputs.tensor(dtype, (item.num_tokens, tower.width), item.output_offset) for item in message.items]
-    return run_pass(tower, batch, places, launch.rank, launch.num_ranks)
+    return run_pass(tower, batch, places, launch.rank, launch.num_ranks, rates)
 
 
 def _prepared(item: PassItem, inputs: SharedBuffer) -> Prepared:

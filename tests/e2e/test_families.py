@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_random_checkpoint import FAMILIES, make_checkpoint
+from make_random_checkpoint import FAMILIES, VLLM_FAMILIES, make_checkpoint
 
 from tests.e2e.conftest import PictureHost
 from tests.e2e.families.asks import FamilyAsks, asks_of
@@ -22,13 +22,14 @@ from tests.e2e.families.asks import FamilyAsks, asks_of
 pytestmark = pytest.mark.timeout(900)
 _ROOT = Path(__file__).parents[2]
 _TIMEOUT_S = 800
+ALL_FAMILIES = sorted(FAMILIES | VLLM_FAMILIES)
 
 
 @pytest.fixture(scope="module")
 def asks(tmp_path_factory: pytest.TempPathFactory, picture_host: PictureHost) -> dict[str, FamilyAsks]:
     folder = tmp_path_factory.mktemp("families")
     found = {}
-    for family in sorted(FAMILIES):
+    for family in ALL_FAMILIES:
         make_checkpoint(folder / family, family=family, seed=7)
         found[family] = asks_of(family, folder / family, picture_host.url_of)
     return found
@@ -56,7 +57,7 @@ def answers(asks: dict[str, FamilyAsks], tmp_path_factory: pytest.TempPathFactor
     return {program: json.loads((folder / program).read_text()) for program in running}
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_same_tokens_as_one_engine(
     family: str, asks: dict[str, FamilyAsks], answers: dict[str, dict[str, Any]]
 ) -> None:

@@ -15,6 +15,7 @@ from encoder_workers.families.internvl.tiles import (
     resize_like_tensors,
 )
 from encoder_workers.families.normalize import Normalization
+from encoder_workers.given_embeddings import GivenEmbedding, require_arrays
 from encoder_workers.images import decode_image, read_image_size
 from encoder_workers.media import (
     Decoded,
@@ -85,9 +86,15 @@ class InternVLProcessor:
         """Raises BadMedia as reading the header does; ValueError for an option it does not know."""
         return self._describe(media, limits)[0]
 
+    def describe_given(self, modality: Modality, given: GivenEmbedding) -> ItemMetadata:
+        """Whole tiles. Raises BadMedia when it has other fields than the tensor."""
+        _require_image(modality)
+        require_arrays(given, ())
+        return self._metadata(max(1, len(given.rows) // self._tiles.tokens_per_tile))
+
     def image_metadata(self, height: int, width: int, options: ProcessorOptions = ()) -> ItemMetadata:
         """The token formula: tiles and tokens of an upright image of this size in pixels."""
-        return self._metadata(self._grid(height, width, options))
+        return self._metadata(self._grid(height, width, options).num_tiles)
 
     def decode(self, media: Media, limits: Limits) -> Decoded:
         metadata, _ = self._describe(media, limits)
@@ -102,11 +109,10 @@ class InternVLProcessor:
         return Prepared(rows, (len(tiles), settings.side, settings.side), decoded.metadata)
 
     def _describe(self, media: Media, limits: Limits) -> tuple[ItemMetadata, TileGrid]:
-        if media.modality != "image":
-            raise BadMedia(f"this model takes images, not {media.modality}")
+        _require_image(media.modality)
         size = read_image_size(media.data, limits)
         grid = self._grid(size.height, size.width, media.options)
-        metadata = self._metadata(grid)
+        metadata = self._metadata(grid.num_tiles)
         if metadata.num_tokens > limits.tokens:
             raise LimitExceeded(
                 f"the image would take {metadata.num_tokens} tokens, more than the limit of {limits.tokens}"
@@ -124,13 +130,18 @@ class InternVLProcessor:
             thumbnail=settings.thumbnail,
         )
 
-    def _metadata(self, grid: TileGrid) -> ItemMetadata:
+    def _metadata(self, num_tiles: int) -> ItemMetadata:
         return ItemMetadata(
             modality="image",
-            num_tokens=grid.num_tiles * self._tiles.tokens_per_tile,
-            num_patches=grid.num_tiles * (self._tiles.side**2 + 1),
-            prompt=(Metadata.of("image_num_patches", grid.num_tiles),),
+            num_tokens=num_tiles * self._tiles.tokens_per_tile,
+            num_patches=num_tiles * (self._tiles.side**2 + 1),
+            prompt=(Metadata.of("image_num_patches", num_tiles),),
         )
+
+
+def _require_image(modality: Modality) -> None:
+    if modality != "image":
+        raise BadMedia(f"this model takes images, not {modality}")
 
 
 def tile_patches(tiles_NCHW: torch.Tensor, settings: TileSettings) -> torch.Tensor:

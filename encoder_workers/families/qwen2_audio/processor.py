@@ -16,6 +16,7 @@ from encoder_workers.families.qwen2_audio.features import (
     num_tokens,
     num_tower_rows,
 )
+from encoder_workers.given_embeddings import GivenEmbedding, require_arrays
 from encoder_workers.media import (
     Decoded,
     DecodedAudio,
@@ -50,14 +51,19 @@ class Qwen2AudioProcessor:
 
     def describe(self, media: Media, limits: Limits) -> ItemMetadata:
         """Raises BadMedia as reading the header does; ValueError for any option."""
-        if media.modality != "audio":
-            raise BadMedia(f"this model takes audio, not {media.modality}")
+        _require_audio(media.modality)
         metadata = self.audio_metadata(self._num_samples(media, limits))
         if metadata.num_tokens > limits.tokens:
             raise LimitExceeded(
                 f"the audio would take {metadata.num_tokens} tokens, more than the limit of {limits.tokens}"
             )
         return metadata
+
+    def describe_given(self, modality: Modality, given: GivenEmbedding) -> ItemMetadata:
+        """As many tokens as it has rows. Raises BadMedia when it has other fields than the tensor."""
+        _require_audio(modality)
+        require_arrays(given, ())
+        return ItemMetadata("audio", len(given.rows), len(given.rows), ())
 
     def audio_metadata(self, num_samples: int) -> ItemMetadata:
         """The token formula: tokens of a sound of this many samples at the model's rate, none of them cut off."""
@@ -82,6 +88,11 @@ class Qwen2AudioProcessor:
         """Samples at the model's rate that are heard."""
         num_samples = read_audio_length(media.data, limits).resampled(self._mel.rate)
         return min(num_samples, self._mel.clip_samples) if _truncates(media.options) else num_samples
+
+
+def _require_audio(modality: Modality) -> None:
+    if modality != "audio":
+        raise BadMedia(f"this model takes audio, not {modality}")
 
 
 def _truncates(options: ProcessorOptions) -> bool:

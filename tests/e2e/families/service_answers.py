@@ -34,6 +34,7 @@ os.environ |= {
 import httpx
 import uvicorn
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.model_executor.layers.rotary_embedding import _ROPE_DICT
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -54,6 +55,7 @@ from transfer import ClientSettings, EmbeddingClient, FailureCollector
 
 _HOST = "127.0.0.1"
 _TIMEOUT_S = 120.0
+_RELEASE_S = 20.0
 
 
 class InProcessDecode:
@@ -69,6 +71,9 @@ class InProcessDecode:
             curve_key_file=None,
         )
         self._engine = LLMEngine.from_engine_args(engine_args(config, "decode", path), enable_multiprocessing=False)
+        # vLLM shares rotary tables within a process, and where it leaves a language model out, as in an encoder, it
+        # empties those of that. In a service the two are never in one process.
+        _ROPE_DICT.clear()
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
         for output in await asyncio.to_thread(self._run, request):
@@ -81,6 +86,7 @@ class InProcessDecode:
         """End the engine, and let the next one start in this process."""
         self._engine.engine_core.shutdown()
         del self._engine
+        _ROPE_DICT.clear()
         gc.collect()
         cleanup_dist_env_and_memory()
         self._failures.close()
@@ -142,15 +148,19 @@ async def answers_of(client: httpx.AsyncClient, ask: dict[str, Any]) -> dict[str
 
 async def ask_all(config: TriptychConfig, entry: dict[str, Any]) -> dict[str, Any]:
     """Every answer of one family, and the leases that are left after them."""
-    encoder = EncoderWorker(config, _HOST)
-    decode = InProcessDecode(config)
-    try:
+    with (
+        contextlib.closing(InProcessDecode(config)) as decode,
+        contextlib.closing(EncoderWorker(config, _HOST)) as encoder,
+    ):
         async with served(config, encoder, decode) as client:
             answers = [await answers_of(client, ask) for ask in entry["asks"]]
+            # The engine's releases are under way when its answer is.
+            deadline = time.monotonic() + _RELEASE_S
+            while encoder.stats().num_leases:
+                if time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(0.05)
         return {"answers": answers, "num_leases": encoder.stats().num_leases}
-    finally:
-        decode.close()
-        encoder.close()
 
 
 def settings(entry: dict[str, Any]) -> TriptychConfig:
@@ -162,7 +172,7 @@ def settings(entry: dict[str, Any]) -> TriptychConfig:
             "device": "cpu",
             "dtype": "float32",
             "trust_remote_code": entry["trust_remote_code"],
-            "encoder": {},
+            "encoder": {"enable_mm_embeds": True, "engine": entry["engine"]},
             "decode": {
                 "kv_cache_bytes": "96 MiB",
                 "engine_args": {"max_model_len": entry["max_model_len"], "enforce_eager": True},

@@ -4,6 +4,7 @@ Guards: tickets that wait for the encoder, embeddings that are not the encoder's
 """
 
 import asyncio
+import io
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch
 
 from configs import TriptychConfig, embedding_fingerprint
 from encoder_workers import Embedding, Media, load_encoder
+from encoder_workers.given_embeddings import pack_given
 from encoder_workers.worker import EncoderWorker
 from transfer import (
     Busy,
@@ -171,6 +173,33 @@ async def test_tenants_share_nothing(serve: Any, picture: Any) -> None:
     assert tickets[0].item_key != tickets[1].item_key
     assert service.worker.stats().num_encoded == 2
     assert torch.equal(one, two)
+
+
+async def test_an_embedding_that_the_client_sends_is_served_without_encoding(
+    serve: Any, picture: Any, checkpoint: Path
+) -> None:
+    """And where the settings do not admit them, it is no picture."""
+    encoder = load_encoder(checkpoint, dtype="float32")
+    (own,) = encoder.encode([Media("image", picture(1))])
+    encoder.close()
+    assert isinstance(own, Embedding)
+    file = io.BytesIO()
+    torch.save(own.tensor, file)
+    grid = own.metadata.array("image_grid_thw").values
+    sent = pack_given({"image_embeds": file.getvalue(), "image_grid_thw": grid})
+    service = serve({"enable_mm_embeds": True})
+    tickets = [await service.ticket(sent), await service.ticket(sent)]
+    assert tickets[0].metadata == own.metadata.prompt
+    assert tickets[0].item_key == tickets[1].item_key
+    for ticket in tickets:
+        assert torch.equal(await service.fetch(ticket), own.tensor)
+        service.client.release(ticket.ref())
+    bad = await service.encode(sent, pack_given({"image_embeds": file.getvalue(), "image_grid_thw": [1, 2, 2]}))
+    assert [failure.index for failure in bad.failures] == [1]
+    assert "rows; with what is sent beside it, it must have 1" in bad.failures[0].message
+    assert (service.worker.stats().num_encoded, service.worker.stats().num_failed) == (0, 0)
+    (refused,) = (await serve({}).encode(sent)).failures
+    assert "not an image in a known format" in refused.message
 
 
 async def test_at_its_limit_a_replica_says_busy_and_begins_nothing(serve: Any, picture: Any) -> None:

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerFast
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models.qwen3_vl import Qwen3VLMultiModalProcessor
 
-from cluster.ingress.placeholder_rules import PlaceholderRule, Repeated, Timestamped
+from cluster.ingress.placeholder_rules import PlaceholderRule, Repeated, Timestamped, told_rules
 from cluster.ingress.placeholders import expand_placeholders
+from encoder_workers.told_placeholders import ToldPlaceholder, read_told
 from llm_workers.engine_input import engine_input
 from llm_workers.messages import Prompt
 from transfer import EncodeTicket, Metadata, Modality
@@ -64,6 +65,24 @@ def test_each_item_in_its_place() -> None:
     for item in items:
         assert set(expanded[item.offset : item.offset + item.length]) <= {_IMAGE, _VIDEO}
         assert item.embed_runs == ()
+
+
+def test_a_ticket_of_vllms_encoder_tells_what_its_item_takes() -> None:
+    """The model of a ticket may be one whose prompts this code has never heard of."""
+    told = [
+        ToldPlaceholder((_IMAGE,), (7, 7, _IMAGE, _IMAGE, 8, _IMAGE), ((2, 2), (5, 1))),
+        ToldPlaceholder((_IMAGE,), (_IMAGE,) * 4, ((0, 4),)),
+    ]
+    grid = Metadata.of("grid", [1, 2, 3])
+    images = [_ticket(key, n, metadata=(*t.arrays(), grid)) for key, n, t in zip("ab", (3, 4), told, strict=True)]
+    assert [read_told(ticket.metadata) for ticket in images] == told
+    rules = told_rules({"image": images})
+    expanded, items = expand_placeholders([1, _IMAGE, 2, _IMAGE], rules, {"image": images}, _TOKENIZER)
+    assert expanded == [1, *told[0].token_ids, 2, *told[1].token_ids]
+    assert [(item.offset, item.length, item.embed_runs) for item in items] == [(1, 6, ((2, 2), (5, 1))), (8, 4, ())]
+    # The language model is told what is its own.
+    assert all(item.metadata == (grid,) for item in items)
+    assert told_rules({"image": [_ticket("c", 1, metadata=(grid,))]}) == {}
 
 
 @pytest.mark.parametrize("token_ids", [[1, 2], [1, _IMAGE, _IMAGE, 2]], ids=["too few", "too many"])

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from configs import EncoderConfig
 from encoder_workers import CheckpointError, Embedding, Encoder, ItemMetadata, Limits, Media, load_encoder
 from encoder_workers.checkpoint import Checkpoint
 from encoder_workers.planner import plan_passes
@@ -104,6 +105,12 @@ def test_closed_and_refused_arguments(tiny_qwen2_5_vl: Path) -> None:
         load_encoder(tiny_qwen2_5_vl, dtype="float8")
     with pytest.raises(ValueError, match="unknown ops backend"):
         load_encoder(tiny_qwen2_5_vl, dtype="float32", ops="quick")
+    for refused in ({"ranks": 2}, {"ops": "torch"}):
+        with pytest.raises(ValueError, match="vLLM's encoder runs in one process"):
+            load_encoder(tiny_qwen2_5_vl, dtype="float32", engine="vllm", **refused)  # type: ignore[arg-type]
+        settings = {"engine": "vllm", "ranks_per_replica": refused.get("ranks", 1), "ops": refused.get("ops", "auto")}
+        with pytest.raises(ValueError, match="leave out ranks_per_replica and ops"):
+            EncoderConfig.model_validate(settings)
 
 
 def test_no_autograd_state_is_left(encoder: Encoder) -> None:

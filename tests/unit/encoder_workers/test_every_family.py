@@ -3,6 +3,7 @@
 import io
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from make_random_checkpoint import FAMILIES, make_checkpoint
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from encoder_workers import Embedding, Encoder, ItemMetadata, Limits, Media, load_encoder, load_processor
+from encoder_workers.given_embeddings import Field, pack_given
 from tests.unit.encoder_workers.encoder_fixtures import image_file, noise_image
 from transfer.errors import BadMedia, LimitExceeded
 
@@ -64,6 +66,55 @@ def test_description_without_weights_is_what_encoding_gives(encoder: Encoder, mo
         assert tensor.shape == (metadata.num_tokens, encoder.width)
         assert tensor.dtype == encoder.dtype == torch.float32
         assert tensor.isfinite().all()
+
+
+def given(metadata: ItemMetadata, rows: torch.Tensor, **changed: Field) -> Media:
+    """An embedding as a client sends it, with what its prompt needs beside it."""
+    arrays = {} if metadata.modality == "audio" else {array.name: array.values for array in metadata.prompt}
+    arrays.pop("image_num_patches", None)
+    file = io.BytesIO()
+    torch.save(rows, file)
+    fields = {f"{metadata.modality}_embeds": file.getvalue(), **arrays, **changed}
+    return Media(metadata.modality, pack_given(fields))
+
+
+def test_an_embedding_is_taken_from_a_client_as_it_was_computed(encoder: Encoder, media: list[Media]) -> None:
+    for item in media:
+        (own,) = encoder.encode([item])
+        assert isinstance(own, Embedding)
+        taken = encoder.take(given(own.metadata, own.tensor))
+        assert torch.equal(taken.tensor, own.tensor)
+        assert (taken.metadata.num_tokens, taken.metadata.prompt) == (own.metadata.num_tokens, own.metadata.prompt)
+
+
+def test_an_embedding_of_another_shape_is_refused(encoder: Encoder, media: list[Media]) -> None:
+    """The engine would fail on it, or put rows of one item where another's belong."""
+    (metadata,) = encoder.describe([media[0]])
+    assert isinstance(metadata, ItemMetadata)
+    rows = torch.zeros(metadata.num_tokens, encoder.width)
+    with pytest.raises(BadMedia, match=f"{encoder.width - 1} columns; this model's embeddings have {encoder.width}"):
+        encoder.take(given(metadata, rows[:, 1:]))
+    with pytest.raises(BadMedia, match=r"\[num_tokens, width\]"):
+        encoder.take(given(metadata, rows[None].repeat(2, 1, 1)))
+    with pytest.raises(BadMedia, match="unknown field 'more'"):
+        encoder.take(given(metadata, rows, more=[1]))
+    if metadata.modality == "image":
+        with pytest.raises(BadMedia, match=f"{metadata.num_tokens - 1} rows; .* must have"):
+            encoder.take(given(metadata, rows[1:]))
+    other = "audio" if metadata.modality == "image" else "image"
+    with pytest.raises(BadMedia, match=f"this model takes .*, not {other}"):
+        encoder.take(replace(given(metadata, rows), modality=other))
+
+
+def test_a_grid_that_no_picture_has_is_refused(encoder: Encoder, media: list[Media]) -> None:
+    (metadata,) = encoder.describe([media[0]])
+    assert isinstance(metadata, ItemMetadata)
+    if not any(array.name == "image_grid_thw" for array in metadata.prompt):
+        pytest.skip("this family's embeddings have no grid")
+    rows = torch.zeros(8, encoder.width)
+    for grid in ([2, 4, 4], [1, 1, 32], [1, -4, -8], [1.0, 4, 8], [4, 8], [10**400, 4, 8]):
+        with pytest.raises(BadMedia, match="image_grid_thw"):
+            encoder.take(given(metadata, rows, image_grid_thw=grid))
 
 
 def test_an_item_does_not_depend_on_its_batch(encoder: Encoder, media: list[Media]) -> None:

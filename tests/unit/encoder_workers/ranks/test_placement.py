@@ -5,15 +5,22 @@ import random
 
 import pytest
 
-from encoder_workers.ranks.placement import SPLIT_OVERHEAD, place_items
+from encoder_workers.ranks.placement import place_items
 from encoder_workers.shares import CostModel, ItemShape
+
+OVERHEAD = 0.05
+
+
+def split_costs(costs: list[float], splittable: list[bool], num_ranks: int) -> list[float | None]:
+    """What splitting costs where each rank gets an equal share and the exchange is a twentieth of the work."""
+    return [c * (1 + OVERHEAD) / num_ranks if can else None for c, can in zip(costs, splittable, strict=True)]
 
 
 def longest(costs: list[float], ranks: tuple[int | None, ...], num_ranks: int) -> float:
     loads = [0.0] * num_ranks
     for cost, owner in zip(costs, ranks, strict=True):
         if owner is None:
-            loads = [load + cost * (1 + SPLIT_OVERHEAD) / num_ranks for load in loads]
+            loads = [load + cost * (1 + OVERHEAD) / num_ranks for load in loads]
         else:
             loads[owner] += cost
     return max(loads)
@@ -33,12 +40,17 @@ def longest(costs: list[float], ranks: tuple[int | None, ...], num_ranks: int) -
     ],
 )
 def test_known_cases(costs: list[float], num_ranks: int, ranks: tuple[int | None, ...]) -> None:
-    assert place_items(costs, [True] * len(costs), num_ranks) == ranks
+    assert place_items(costs, split_costs(costs, [True] * len(costs), num_ranks), num_ranks) == ranks
 
 
 def test_what_cannot_be_cut_is_placed_whole() -> None:
-    assert place_items([9.0, 1.0], [False, True], 2) == (0, 1)
-    assert place_items([9.0], [False], 4) == (0,)
+    assert place_items([9.0, 1.0], [None, 0.5], 2) == (0, 1)
+    assert place_items([9.0], [None], 4) == (0,)
+
+
+def test_an_item_whose_exchange_takes_longer_than_its_work_stays_whole() -> None:
+    assert place_items([5.0], [2.6], 2) == (None,)
+    assert place_items([5.0], [5.1], 2) == (0,)
 
 
 def test_near_the_best_of_all_placements() -> None:
@@ -50,7 +62,7 @@ def test_near_the_best_of_all_placements() -> None:
         splittable = [draw.random() < 0.7 for _ in costs]
         choices = [[*range(num_ranks), *([None] if can else [])] for can in splittable]
         best = min(longest(costs, plan, num_ranks) for plan in itertools.product(*choices))
-        ranks = place_items(costs, splittable, num_ranks)
+        ranks = place_items(costs, split_costs(costs, splittable, num_ranks), num_ranks)
         assert all(can for can, owner in zip(splittable, ranks, strict=True) if owner is None)
         assert longest(costs, ranks, num_ranks) <= best * 4 / 3
 

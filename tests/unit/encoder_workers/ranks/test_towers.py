@@ -18,12 +18,14 @@ from encoder_workers.checkpoint import Checkpoint
 from encoder_workers.interface import SplitTower
 from encoder_workers.ranks import run
 from encoder_workers.ranks.exchange import ExchangedAttention
+from encoder_workers.ranks.rates import Rates
 from encoder_workers.registry import find_family, load_family
 from npu_kernels import select_ops
 from tests.unit.encoder_workers.encoder_fixtures import noise_rows, write_small_internvl
 from tests.unit.encoder_workers.ranks.thread_group import ThreadGroup, on_ranks
 
 CPU = torch.device("cpu")
+_RATES = Rates(product_s=1.0, attention_s=1.0, exchange_s=0.01)
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 INTERNVL = ("internvl-opengvlab", "internvl-hf")
 PATCH_WIDTH = {"qwen2_vl": 3 * 2 * 14**2, "qwen2_5_vl": 3 * 2 * 14**2} | dict.fromkeys(INTERNVL, 3 * 14**2)
@@ -105,7 +107,7 @@ def over_ranks(tower: SplitTower, batch: Sequence[Prepared], num_ranks: int) -> 
         mine = copy.copy(tower)  # with the same weights, and attention of its own
         ops = mine._ops  # type: ignore[attr-defined]
         mine._ops = replace(ops, attention=ExchangedAttention(ops.attention, group))  # type: ignore[attr-defined]
-        return run.run_pass(mine, batch, outputs, group.rank, num_ranks), group.num_exchanges
+        return run.run_pass(mine, batch, outputs, group.rank, num_ranks, _RATES), group.num_exchanges
 
     return outputs, on_ranks(num_ranks, work)
 
@@ -117,7 +119,7 @@ def test_ranks_equal_one_rank(
 ) -> None:
     batch, expected = one_rank(case)
     if plan == "all split":
-        monkeypatch.setattr(run, "place_items", lambda costs, can, _: tuple(None if c else 0 for c in can))
+        monkeypatch.setattr(run, "place_items", lambda costs, split, _: tuple(0 if s is None else None for s in split))
     got, ranks = over_ranks(tower, batch, num_ranks)
     for left, right in zip(got, expected, strict=True):
         assert (left - right).abs().max() < 1e-5 * max(1.0, right.abs().max().item())
