@@ -1,6 +1,7 @@
 """Typed settings of a Triptych service: what a deployment file may say, and how it is read."""
 
 from configs.api_keys import ApiKey, read_api_keys
+from configs.limits import LimitsConfig
 from configs.loader import ConfigError, ServiceFile, load_config, load_service, parse_config
 from configs.observability import ObservabilityConfig
 from configs.revision import embedding_fingerprint
@@ -9,7 +10,6 @@ from configs.settings import (
     EncoderConfig,
     IngressConfig,
     KVTransferSettings,
-    LimitsConfig,
     PrefillConfig,
     StageConfig,
     TransferConfig,
