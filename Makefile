@@ -11,7 +11,6 @@ PORT ?= 8000
 TESTS ?= tests
 
 BIN := .venv/bin
-DEMO_CHECKPOINT := .cache/models/demo-random
 # Each recipe becomes this process, which ends with make however make is ended.
 RUN := exec "$(PYTHON)" tools/foreground.py
 
@@ -24,12 +23,7 @@ install: ## .venv from requirements/cpu.lock; nothing to do when it is up to dat
 	@command -v "$(PYTHON)" >/dev/null || { echo 'Python 3.11 is needed: make PYTHON=...'; exit 1; }
 	@$(RUN) "$(PYTHON)" tools/install_environment.py
 
-$(DEMO_CHECKPOINT)/config.json: | install
-	@echo 'random demo checkpoint into $(DEMO_CHECKPOINT)'
-	@"$(PYTHON)" tools/foreground.py $(BIN)/python tools/make_random_checkpoint.py $(DEMO_CHECKPOINT) \
-		|| test -f $@ # another make has made it meanwhile
-
-serve: install $(DEMO_CHECKPOINT)/config.json ## serve CONFIG on PORT, in the foreground
+serve: install ## serve CONFIG on PORT, in the foreground
 	@echo 'triptych serve $(CONFIG) on port $(PORT)'
 	@$(RUN) $(BIN)/triptych serve "$(CONFIG)" --port "$(PORT)"
 

@@ -112,7 +112,7 @@ def _check_model_folder(model: str, source: str) -> None:
     if looks_like_path and not (folder / _CHECKPOINT_FILE).is_file():
         raise ConfigError(
             f"{source} cannot be used:\n  model: {model!r} holds no {_CHECKPOINT_FILE}; "
-            "give the folder of a Hugging Face checkpoint (make serve makes the demo checkpoint)"
+            "give the folder of a Hugging Face checkpoint (the demo model is examples/demo_model/checkpoint)"
         )
 
 

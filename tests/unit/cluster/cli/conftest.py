@@ -11,7 +11,7 @@ READY_FILES = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 @pytest.fixture(params=READY_FILES)
 def ready_file(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each deployment file in turn, with the working folder where the demo's checkpoint has its config.json."""
-    checkpoint = tmp_path / ".cache/models/demo-random"
+    checkpoint = tmp_path / "examples/demo_model/checkpoint"
     checkpoint.mkdir(parents=True)
     (checkpoint / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
