@@ -88,11 +88,13 @@ def main() -> int:
         rows = list(_first_tokens(url, trace_file, arguments.requests, arguments.size))
         over_http = _seconds_per_token(url, arguments.tokens)
         in_process = asyncio.run(_seconds_per_token_in_process(settings, arguments.tokens))
+    result = _result(rows, over_http, in_process)
+    _print(result)
     with tempfile.TemporaryDirectory() as folder, _service(Path(folder), _LARGE_FAMILY, _LARGE_ENGINE) as started:
         url, trace_file, _ = started
         large = list(_first_tokens(url, trace_file, arguments.large_requests, _LARGE_SIDE))
-    result = _result(rows, over_http, in_process, large)
-    _print(result)
+    result |= _result_large(large)
+    _print_large(result)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -217,24 +219,30 @@ def _outside_compute(row: dict[str, float]) -> float:
     return row["received"] - row["sent"] - covered
 
 
-def _result(
-    rows: list[dict[str, float]], over_http_s: float, in_process_s: float, large: list[dict[str, float]]
-) -> dict[str, Any]:
-    def median_ms(values: Iterator[float]) -> float:
-        return round(statistics.median(values) * 1e3, 3)
+def _median_ms(values: Iterator[float]) -> float:
+    return round(statistics.median(values) * 1e3, 3)
 
+
+def _result(rows: list[dict[str, float]], over_http_s: float, in_process_s: float) -> dict[str, Any]:
     return {
         "machine": describe_machine(),
         "num_requests": len(rows),
-        "first_token_ms": median_ms(row["received"] - row["sent"] for row in rows),
-        "outside_compute_ms": median_ms(_outside_compute(row) for row in rows),
-        "encode_ms": median_ms(row["encoded"] - row["encode_begin"] for row in rows),
-        "steps_ms": {step.name: median_ms(max(0.0, row[step.end] - row[step.begin]) for row in rows) for step in STEPS},
+        "first_token_ms": _median_ms(row["received"] - row["sent"] for row in rows),
+        "outside_compute_ms": _median_ms(_outside_compute(row) for row in rows),
+        "encode_ms": _median_ms(row["encoded"] - row["encode_begin"] for row in rows),
+        "steps_ms": {
+            step.name: _median_ms(max(0.0, row[step.end] - row[step.begin]) for row in rows) for step in STEPS
+        },
         "token_over_http_ms": round(over_http_s * 1e3, 3),
         "token_in_process_ms": round(in_process_s * 1e3, 3),
         "relay_per_token_ms": round((over_http_s - in_process_s) * 1e3, 3),
-        "large_first_token_ms": median_ms(row["received"] - row["sent"] for row in large),
-        "large_encoded_to_prefill_ms": median_ms(row["prefill_scheduled"] - row["encoded"] for row in large),
+    }
+
+
+def _result_large(large: list[dict[str, float]]) -> dict[str, Any]:
+    return {
+        "large_first_token_ms": _median_ms(row["received"] - row["sent"] for row in large),
+        "large_encoded_to_prefill_ms": _median_ms(row["prefill_scheduled"] - row["encoded"] for row in large),
         "large_share": round(statistics.median(_share_of_transfer(row) for row in large), 4),
     }
 
@@ -254,6 +262,9 @@ def _print(result: dict[str, Any]) -> None:
         f"one token over HTTP {result['token_over_http_ms']:.2f} ms, in-process {result['token_in_process_ms']:.2f} ms:"
     )
     print(f"  {'relay per token':<32}{result['relay_per_token_ms']:>9.2f} ms   (at most 0.5)")
+
+
+def _print_large(result: dict[str, Any]) -> None:
     print(f"an embedding of 64 MiB, first token after {result['large_first_token_ms']:.0f} ms:")
     print(f"  {'end of encoding to prefill':<32}{result['large_encoded_to_prefill_ms']:>9.2f} ms")
     print(f"  {'of the time to the first token':<32}{result['large_share']:>9.1%}      (at most 5 %)")

@@ -95,9 +95,11 @@ def _arguments(config: TriptychConfig) -> list[str]:
         *("--mm-processor-cache-gb", "0"),
         "--disable-log-stats",
     ]
-    max_model_len = config.decode.engine_args.get("max_model_len")
-    if max_model_len is not None:
-        arguments += ["--max-model-len", str(max_model_len)]
+    # What bounds a prompt in the engine that computes it bounds it here: its length, and the tokens of one item.
+    computing = config.prefill or config.decode
+    for name, source in (("max_model_len", config.decode), ("max_num_batched_tokens", computing)):
+        if (value := source.engine_args.get(name)) is not None:
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
     if config.trust_remote_code:
         arguments.append("--trust-remote-code")
     if config.encoder is None:
