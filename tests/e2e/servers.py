@@ -89,7 +89,14 @@ def reference_server(model: Path, name: str, max_model_len: int, folder: Path) -
         *("--port", str(port), "--kv-cache-memory-bytes", str(192 * 2**20), "--mm-processor-cache-gb", "0"),
         *("--limit-mm-per-prompt", '{"image": 4, "video": 0}'),
     ]
-    environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    # In the engine's own process: a worker process spins for a while after every step, and so would starve the others.
+    command += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
+    environment = {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "TORCH_COMPILE_DISABLE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     with _started(command, port, folder / f"reference-{port}.log", environment) as server:
         yield server
 
