@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -37,12 +38,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with running_service(_config(folder), folder / "service.log") as url:
-            before = _memory()
+            before = memory_below(os.getpid())
             print(f"before the first load: {sum(before.values()) >> 20} MiB")
             for load in range(arguments.loads):
                 asyncio.run(_ask_all(url, arguments.requests))
                 time.sleep(_SETTLE_S)
-                after = _memory()
+                after = memory_below(os.getpid())
                 print(f"after load {load + 1}: {sum(after.values()) >> 20} MiB")
                 for process, size in after.items():
                     grown = size - before.get(process, size)
@@ -62,10 +63,10 @@ def _config(folder: Path) -> Path:
     return config
 
 
-def _memory() -> dict[str, int]:
-    """Bytes that belong to each process below this one alone, by its id and name."""
+def memory_below(process_id: int) -> dict[str, int]:
+    """Bytes that belong to each process below this one alone, by its id and command."""
     sizes = {}
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process(process_id).children(recursive=True):
         try:
             name = " ".join(process.cmdline())[:56]
             sizes[f"{process.pid} {name}"] = process.memory_full_info().uss

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from configs.environment import ENABLE_HAPROXY
+from configs.ports import free_port
 
 REPLICA_ENVIRONMENT: Mapping[str, str] = {
     # User code and routers on the replica's one event loop: a call between replicas takes half the time, and nothing of
@@ -47,15 +47,7 @@ def front_environment(folder: Path) -> dict[str, str]:
         # 120 s it would cut those that last longer.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
         # Two services on one machine must not meet at Serve's fixed ports.
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port("")),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port("")),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port("")),
     }
-
-
-def _free_port() -> int:
-    """A TCP port that is free now; Serve cannot let the system choose these."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port

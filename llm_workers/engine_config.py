@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import socket
 from typing import Literal
 
 from vllm.config import ECTransferConfig, KVTransferConfig
@@ -12,6 +11,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 
 from configs import PrefillConfig, TriptychConfig
 from configs.environment import ENGINE_PARENT, NIXL_PAUSE_US
+from configs.ports import free_port
 from llm_workers.embedding_path import EmbeddingPath
 
 EngineRole = Literal["prefill", "decode"]
@@ -119,11 +119,3 @@ def engine_environment(config: TriptychConfig, role: EngineRole, host: str) -> d
             # paths with spaces.
             variables["TORCH_COMPILE_DISABLE"] = "1"
     return variables
-
-
-def free_port(host: str) -> int:
-    """A TCP port that is free now on `host`; vLLM's side channel cannot bind port 0 itself."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port

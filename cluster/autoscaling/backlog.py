@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.autoscaling.load import StageLoad, choose_replicas, positive, ratio
+from cluster.autoscaling.load import StageLoad, positive, ratio
+from cluster.autoscaling.policy import StagePolicy
 from cluster.autoscaling.signals import BACKLOG_NAMES, BUSY_S, DONE_TOKENS, QUEUED_TOKENS, read_signals
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _RATE = "triptych_rate"
 
 
-class BacklogPolicy:
+class BacklogPolicy(StagePolicy):
     """A policy of one deployment, as Ray Serve calls it."""
 
     def __init__(
@@ -31,21 +32,14 @@ class BacklogPolicy:
         """Args:
             target_backlog_s: seconds of work that may wait for each replica.
             target_utilization: part of the time that a replica is to be busy, above 0 and at most 1.
-            shrink_margin: part of the load that must fit besides it before there are fewer replicas.
-            max_signal_age_s: a replica that has said nothing for longer is taken for silent.
+            shrink_margin, max_signal_age_s: as `StagePolicy` takes them.
 
         Raises:
             ValueError: one of them is out of its range.
         """
+        super().__init__(shrink_margin, max_signal_age_s)
         self.target_backlog_s = positive("target_backlog_s", target_backlog_s)
         self.target_utilization = ratio("target_utilization", target_utilization)
-        self.shrink_margin = positive("shrink_margin", shrink_margin)
-        self.max_signal_age_s = positive("max_signal_age_s", max_signal_age_s)
-
-    def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, float]]:
-        """The number of replicas, and what the next call is to know."""
-        load = self.load(context)
-        return choose_replicas(context, load, self.shrink_margin), load.state
 
     def load(self, context: AutoscalingContext) -> StageLoad:
         """What the stage needs now."""

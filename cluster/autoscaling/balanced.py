@@ -16,6 +16,7 @@ from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from cluster.autoscaling.decode import DecodeLoadPolicy
 from cluster.autoscaling.encoder import EncoderBacklogPolicy
 from cluster.autoscaling.load import StageLoad, choose_replicas, positive
+from cluster.autoscaling.policy import StagePolicy
 from cluster.autoscaling.prefill import PrefillBacklogPolicy
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class BalancedStagesPolicy:
         Raises:
             ValueError, TypeError: an argument is out of its range, or unknown.
         """
-        self._stages: dict[str, EncoderBacklogPolicy | PrefillBacklogPolicy | DecodeLoadPolicy] = {
+        self._stages: dict[str, StagePolicy] = {
             "encoder": EncoderBacklogPolicy(**(encoder or {})),
             "prefill": PrefillBacklogPolicy(**(prefill or {})),
             "decode": DecodeLoadPolicy(**(decode or {})),

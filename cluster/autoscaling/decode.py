@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cluster.autoscaling.load import StageLoad, choose_replicas, positive, ratio
+from cluster.autoscaling.load import StageLoad, positive, ratio
+from cluster.autoscaling.policy import StagePolicy
 from cluster.autoscaling.signals import (
     DECODE_NAMES,
     KV_CACHE_USE,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _MAX_TPOT_GROWTH = 2.0
 
 
-class DecodeLoadPolicy:
+class DecodeLoadPolicy(StagePolicy):
     """A policy of one deployment, as Ray Serve calls it; `decode_load` for short."""
 
     def __init__(
@@ -41,21 +42,14 @@ class DecodeLoadPolicy:
         """Args:
             target_kv_cache_use: part of each KV cache that is to be in use, above 0 and at most 1.
             target_tpot_s: mean time between two tokens of a sequence that is wanted; None: only memory counts.
-            shrink_margin: part of the load that must fit besides it before there are fewer replicas.
-            max_signal_age_s: a replica that has said nothing for longer is taken for silent.
+            shrink_margin, max_signal_age_s: as `StagePolicy` takes them.
 
         Raises:
             ValueError: one of them is out of its range.
         """
+        super().__init__(shrink_margin, max_signal_age_s)
         self.target_kv_cache_use = ratio("target_kv_cache_use", target_kv_cache_use)
         self.target_tpot_s = None if target_tpot_s is None else positive("target_tpot_s", target_tpot_s)
-        self.shrink_margin = positive("shrink_margin", shrink_margin)
-        self.max_signal_age_s = positive("max_signal_age_s", max_signal_age_s)
-
-    def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, float]]:
-        """The number of replicas, and what the next call is to know."""
-        load = self.load(context)
-        return choose_replicas(context, load, self.shrink_margin), load.state
 
     def load(self, context: AutoscalingContext) -> StageLoad:
         """What the stage needs now. Nothing waits apart from it: what waits shows in the caches."""

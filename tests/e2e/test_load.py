@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from benchmarks.memory import memory_below
 from tests.e2e.conftest import MODEL_NAME
 from tests.e2e.leases import stage_status, wait_until_nothing_is_held
 from tests.e2e.media import draw
-from tests.e2e.memory import memory_of
 from tests.e2e.servers import Server
 
 _NUM_PICTURES = 40
@@ -72,11 +72,11 @@ def test_200_requests_at_once(service: Server, reference: OpenAI) -> None:
 def test_memory_is_flat_under_more_loads(service: Server) -> None:
     """What loads of 200 need is there after the first; with more of them no process goes on growing."""
     asyncio.run(_ask_all(service))
-    before = memory_of(service)
+    before = memory_below(service.process.pid)
     for _ in range(2):
         asyncio.run(_ask_all(service))
     wait_until_nothing_is_held(service)
-    after = memory_of(service)
+    after = memory_below(service.process.pid)
     grown = {name: (size - before[name]) >> 20 for name, size in after.items() if name in before}
     assert sum(grown.values()) < _MAX_GROWTH_MIB, {name: mib for name, mib in grown.items() if mib}
 

@@ -14,6 +14,7 @@ from random_checkpoints.common import (
     text_config,
     write_generation_config,
     write_json,
+    write_whisper_preprocessor,
 )
 
 _CHAT_TEMPLATE = chat_template({("audio", "audio_url", "input_audio"): "<sound>"})
@@ -39,23 +40,7 @@ def write(out_dir: Path, seed: int) -> None:
     draw_weights(model, seed)
     model.save_pretrained(out_dir)
     write_generation_config(out_dir, ids)
-    write_json(
-        out_dir / "preprocessor_config.json",
-        {
-            "feature_extractor_type": "WhisperFeatureExtractor",
-            "processor_class": "AudioFlamingo3Processor",
-            "chunk_length": 30,
-            "feature_size": 128,
-            "hop_length": 160,
-            "n_fft": 400,
-            "n_samples": 480000,
-            "nb_max_frames": 3000,
-            "padding_side": "right",
-            "padding_value": 0.0,
-            "return_attention_mask": True,
-            "sampling_rate": 16000,
-        },
-    )
+    write_whisper_preprocessor(out_dir, "AudioFlamingo3Processor")
     write_json(
         out_dir / "processor_config.json", {"processor_class": "AudioFlamingo3Processor", "audio_token": "<sound>"}
     )

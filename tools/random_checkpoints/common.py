@@ -103,3 +103,24 @@ def text_config(ids: Mapping[str, int], **more: object) -> dict[str, object]:
         "tie_word_embeddings": True,
         **more,
     }
+
+
+def write_whisper_preprocessor(out_dir: Path, processor_class: str) -> None:
+    """Whisper's log-mel features of sounds at 16 kHz in clips of 30 s."""
+    write_json(
+        out_dir / "preprocessor_config.json",
+        {
+            "feature_extractor_type": "WhisperFeatureExtractor",
+            "processor_class": processor_class,
+            "chunk_length": 30,
+            "feature_size": 128,
+            "hop_length": 160,
+            "n_fft": 400,
+            "n_samples": 480000,
+            "nb_max_frames": 3000,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "return_attention_mask": True,
+            "sampling_rate": 16000,
+        },
+    )
