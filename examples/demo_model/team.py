@@ -38,11 +38,17 @@ class Team:
         if self.size == 1:
             return
         gradients = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        for gradient, total in zip(gradients, self.sum(gradients), strict=True):
+            torch.div(total, self.size, out=gradient)
+
+    def sum(self, parts: list[Tensor]) -> list[Tensor]:
+        """Return the sums over all processes of ``parts``, all of one type, in one exchange."""
+        if self.size == 1:
+            return parts
+        flat = torch.cat([part.flatten() for part in parts])
         dist.all_reduce(flat)
-        flat /= self.size
-        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        pieces = flat.split([part.numel() for part in parts])
+        return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
 
     def agree(self, wish: bool) -> bool:
         """Return what the leader wishes."""
@@ -54,11 +60,7 @@ class Team:
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of all processes' ``values``."""
-        if self.size == 1:
-            return values
-        total = values.clone()
-        dist.all_reduce(total)
-        return total / self.size
+        return self.sum([values])[0] / self.size
 
 
 def run_as_team(size: int, work: Callable[[Team], None]) -> None:

@@ -31,7 +31,7 @@ from examples.demo_model.team import Team, run_as_team
 
 _log = logging.getLogger(__name__)
 _NUM_AHEAD = 6
-_DEV_BATCHES = 8
+_DEV_BATCHES = 4
 _NUM_TEXT = 4
 _PATCH_WEIGHT = 0.5
 _PLACE_WEIGHT = 0.2
@@ -180,7 +180,7 @@ def train(settings: Settings, state_file: Path, export_dir: Path | None, team: T
             means.note(patch=patches.item())
             torch.autograd.backward(loss)
             team.average_gradients(network, heads)
-            optimiser.step(settings.rate_scale(step))
+            optimiser.step(settings.rate_scale(step), team)
             bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.values.items()})
             if step + 1 > settings.tower_steps and (step + 1) % settings.dev_every == 0:
                 accuracy = dev_accuracy(network, heads, dev_batches, image_pad, team)
@@ -216,15 +216,15 @@ class Means:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("state_file", type=Path)
-    parser.add_argument("--steps", type=int, default=5400)
-    parser.add_argument("--tower-steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--tower-steps", type=int, default=1700)
     parser.add_argument("--tower-singles", type=int, default=40)
     parser.add_argument("--singles", type=int, default=24)
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--muon-rate", type=float, default=0.015)
     parser.add_argument("--adam-rate", type=float, default=1.5e-3)
-    parser.add_argument("--fall-share", type=float, default=0.35, help="share of the steps over which rates fall")
-    parser.add_argument("--dev-every", type=int, default=250)
+    parser.add_argument("--fall-share", type=float, default=0.5, help="share of the steps over which rates fall")
+    parser.add_argument("--dev-every", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="of one thread each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--export", type=Path, default=None)
