@@ -68,6 +68,8 @@ def _colocated(checkpoint: Path, threads: int, folder: Path) -> Iterator[str]:
     arguments = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--served-model-name", _MODEL]
     arguments += ["--dtype", "float32", "--max-model-len", str(_MAX_MODEL_LEN), "--enforce-eager"]
     arguments += ["--kv-cache-memory-bytes", str(_KV_CACHE_MIB * 2**20), "--limit-mm-per-prompt", '{"image": 16}']
+    # As Triptych's engines on a CPU: in the engine's own process, since vLLM's worker process spins between steps.
+    arguments += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
     environment = {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),

@@ -72,7 +72,7 @@ class Soak:
         # Forked from a process that has imported everything and started nothing, so that a new one is there at once.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["benchmarks.soak_processes"])
-        self._before = _shared_files()
+        self._process_ids: set[int] = set()
         self._producers = [self._start(produce, number) for number in range(NUM_EACH)]
         self._consumers = [self._start(consume, number) for number in range(NUM_EACH)]
         self._early: list[Report] = []
@@ -176,10 +176,11 @@ class Soak:
             self.figures.faults.append(f"left under /dev/shm: {sorted(left)}")
 
     def _left_files(self) -> set[str]:
-        from transfer.channels.arena import sweep_dead_arenas
+        from transfer.channels.arena import PREFIX, sweep_dead_arenas
 
         sweep_dead_arenas()  # what a killed process leaves goes when the next encoder starts
-        return _shared_files() - self._before
+        arenas = [path.name for path in Path("/dev/shm").glob(f"{PREFIX}*")]
+        return {name for name in arenas if int(name.removeprefix(PREFIX).partition("-")[0]) in self._process_ids}
 
     def _compare(self, early: Report, late: Report, kind: str) -> None:
         if late.num_descriptors > early.num_descriptors + _MAX_MORE_DESCRIPTORS:
@@ -212,11 +213,9 @@ class Soak:
         process = self._context.Process(target=target, args=(far, seed), name=name, daemon=True)  # type: ignore[arg-type]
         process.start()
         far.close()
+        assert process.pid is not None
+        self._process_ids.add(process.pid)
         return _Worker(process, near)
-
-
-def _shared_files() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("triptych-arena-*")}
 
 
 def main() -> int:

@@ -1,11 +1,13 @@
 """Measures how fast embeddings get from an encoder's process to another: our channels and what they are compared with.
 
 Producer and consumer are separate processes of this machine. The peers of one size take turns, so that other work on
-the machine meets them alike. Times are taken from asking to having the bytes in memory of the consumer:
+the machine meets them alike. Times end with the bytes in memory of the consumer:
 
-- fetch: the embedding has been ready at the producer for a while.
-- handover: the tensor has just been computed. The producer is told to give it, tells when it has, and it is fetched.
-- parked: the fetch is there first and nothing else tells when the tensor is: our channels only.
+- fetch: from asking, where the embedding has been ready at the producer for a while.
+- stream: as fetch with several under way at a time, per embedding; what goes through, not how long one takes.
+- handover: the tensor has just been computed. What the producer takes to give it and the consumer to get it; how one
+  learns from the other that it is there is the benchmark's own pipe for all peers, and not counted.
+- parked: from asking, which comes first; nothing but the channel tells when the tensor is there. Our channels only.
 - busy: as fetch and parked, while the producer's process computes.
 
 Usage: python -m benchmarks.transfer [--out benchmarks/results/transfer.json] [--sizes 65536 ...] [--seconds 1.0]
@@ -31,8 +33,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe_machine
-from benchmarks.transfer_peers import PEERS, Consumer, consumer_of, producer_of
-from benchmarks.transfer_report import Machine, Result, heading, picture, ratios, table
+from benchmarks.transfer_peers import NUM_IN_FLIGHT, PEERS, Consumer, consumer_of, producer_of
+from benchmarks.transfer_report import KINDS, Machine, Result, heading, picture, ratios, table
 
 WIDTH = 2048
 SIZES = [64 * 1024 << shift for shift in range(0, 11, 2)]
@@ -41,6 +43,7 @@ _TURNS = 6
 _MIN_ROUNDS = 12
 _MAX_ROUNDS = 600
 _WAIT_S = 60.0
+_STREAM_LENGTH = 12
 
 
 class Run:
@@ -66,6 +69,8 @@ class Run:
         found: dict[str, Callable[[], float]] = {}
         if self.consumer.has_fetch:
             found["fetch"] = self._fetch
+        if self.consumer.streams:
+            found["stream"] = self._stream
         if self.consumer.has_handover:
             found["handover"] = self._handover
         if self.consumer.parks:
@@ -110,15 +115,25 @@ class Run:
         self.consumer.collect()
         return time.perf_counter() - started
 
+    def _stream(self) -> float:
+        started = time.perf_counter()
+        for number in range(_STREAM_LENGTH + NUM_IN_FLIGHT):
+            if number >= NUM_IN_FLIGHT:
+                self.consumer.collect()
+            if number < _STREAM_LENGTH:
+                self.consumer.expect(self._item)
+        return (time.perf_counter() - started) / _STREAM_LENGTH
+
     def _handover(self) -> float:
         item = _ask(self._pipe, "prepare")
+        giving_s = _ask(self._pipe, "publish")
+        assert isinstance(giving_s, float)
         started = time.perf_counter()
-        _ask(self._pipe, "publish")
         self.consumer.expect(item)
         self.consumer.collect()
-        seconds = time.perf_counter() - started
+        getting_s = time.perf_counter() - started
         self.consumer.done(item)
-        return seconds
+        return giving_s + getting_s
 
     def _parked(self) -> float:
         item = _ask(self._pipe, "prepare")
@@ -141,7 +156,7 @@ def produce(peer: str, num_bytes: int, folder: Path, pipe: Connection) -> None:
     busy = threading.Event()
     commands: dict[str, Callable[[], object]] = {
         "prepare": producer.prepare,
-        "publish": producer.publish,
+        "publish": lambda: _seconds_of(producer.publish),
         "compute": lambda: _start_computing(busy),
         "rest": busy.clear,
     }
@@ -150,6 +165,12 @@ def produce(peer: str, num_bytes: int, folder: Path, pipe: Connection) -> None:
         pipe.send(commands[command]())
     busy.clear()
     producer.close()
+
+
+def _seconds_of(call: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def _start_computing(busy: threading.Event) -> None:
@@ -181,13 +202,13 @@ def _receive(pipe: Connection) -> object:
     return answer
 
 
-def measure(peers: list[str], num_bytes: int, seconds: float, folder: Path) -> list[Result]:
-    """All times of all peers at one size."""
+def measure(peers: list[str], kinds: list[str], num_bytes: int, seconds: float, folder: Path) -> list[Result]:
+    """These times of all peers at one size."""
     runs: list[Run] = []
     try:
         runs += [Run(peer, num_bytes, folder) for peer in peers]
         for _ in range(_TURNS):
-            for kind in ("fetch", "handover", "parked", "busy fetch", "busy parked"):
+            for kind in kinds:
                 for run in runs:
                     if one := run.kinds().get(kind):
                         run.take_turn(kind, one, seconds / _TURNS, _MAX_ROUNDS // _TURNS)
@@ -208,6 +229,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/transfer.json"))
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="bytes, multiples of one row")
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--seconds", type=float, default=1.0, help="per peer, size and kind of time")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -215,7 +237,7 @@ def main() -> int:
     # In memory, which is the best case for the peer that goes through files.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         for num_bytes in arguments.sizes:
-            results += measure(list(arguments.peers), num_bytes, arguments.seconds, Path(folder))
+            results += measure(arguments.peers, arguments.kinds, num_bytes, arguments.seconds, Path(folder))
             print(f"{num_bytes // 1024} KiB done", file=sys.stderr, flush=True)
     machine = Machine(describe_machine(), len(os.sched_getaffinity(0)), os.getloadavg()[0], torch.__version__)
     lines = [*heading(machine), "", *table(results), "", *ratios(results)]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from benchmarks.plot import chart_width, log_chart, svg
 
 _MIB = 2**20
-_KINDS = ("fetch", "handover", "parked", "busy fetch", "busy parked")
+KINDS = ("fetch", "stream", "handover", "parked", "busy fetch", "busy parked")
 # Ours, the other, which time, how much faster at least, from which size on.
 _RATIOS = [
     ("zmq", "socket", "fetch", 0.75, 4 * _MIB),
+    ("zmq", "socket", "stream", 0.75, 4 * _MIB),
     ("shm", "nixl", "fetch", 1.0, 0),
     ("shm", "nixl", "handover", 1.0, 0),
     ("shm", "ec_example", "handover", 3.0, 0),
@@ -58,7 +59,7 @@ def heading(machine: Machine) -> list[str]:
 def table(results: list[Result]) -> list[str]:
     """The results by time and size."""
     lines = [f"{'kind':11} {'size':>9}  {'peer':10} {'p50 ms':>9} {'p99 ms':>9} {'GB/s':>7} {'rounds':>6}"]
-    for kind in _KINDS:
+    for kind in KINDS:
         for num_bytes in sorted({result.num_bytes for result in results if result.kind == kind}):
             lines.append("")
             for result in results:
@@ -93,7 +94,7 @@ def ratios(results: list[Result]) -> list[str]:
 def picture(results: list[Result]) -> str:
     """Bandwidth by size as SVG: one chart for each kind that several peers have."""
     charts: list[str] = []
-    for kind in ("fetch", "handover"):
+    for kind in ("fetch", "stream", "handover"):
         curves: dict[str, list[tuple[float, float]]] = {}
         for result in results:
             if result.kind == kind:

@@ -5,7 +5,8 @@
     decode    prompt + KV      -> tokens
 
 A retryable failure before the first token is tried again elsewhere, `encode_attempts` times in all and within the
-request's deadline; after the first token it ends the stream. Every way out gives up every lease.
+request's deadline; after the first token it ends the stream. An encoder that is full is asked again for `busy_wait_s`.
+Every way out gives up every lease.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,6 +26,7 @@ from cluster.request import Generation, RequestContext, TicketedItem
 from cluster.stages import DecodeStage, EncoderStage, PrefillStage
 from llm_workers.messages import DecodeRequest, PrefillRequest, PrefillResult
 from transfer import (
+    Busy,
     DeadlineExceeded,
     EncodeReply,
     EncodeRequest,
@@ -37,10 +40,15 @@ from transfer import (
 )
 
 logger = logging.getLogger(__name__)
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 0.5
 
 
 class Pipeline:
-    """The stages of one service in their order; stages that the topology lacks are None."""
+    """The stages of one service in their order; stages that the topology lacks are None.
+
+    `busy_wait_s`: how long an item waits for room at the encoders before its request is turned away.
+    """
 
     def __init__(
         self,
@@ -49,11 +57,13 @@ class Pipeline:
         decode: DecodeStage,
         *,
         attempts: int,
+        busy_wait_s: float,
     ) -> None:
         self._encoder = encoder
         self._prefill_stage = prefill
         self._decode_stage = decode
         self._attempts = attempts
+        self._busy_wait_s = busy_wait_s
 
     def ask(
         self, context: RequestContext, media: MediaItem, options: tuple[tuple[str, OptionValue], ...]
@@ -153,7 +163,9 @@ class Pipeline:
     ) -> TicketedItem:
         if self._encoder is None:
             raise TerminalError("this service has no encoder stage: it takes text only")
-        for attempt in range(1, self._attempts + 1):
+        room = _WaitForRoom(context, self._busy_wait_s)
+        attempt = 1
+        while True:
             request = EncodeRequest(
                 request_id=context.request_id,
                 items=(media,),
@@ -165,14 +177,17 @@ class Pipeline:
                 reply = await _reply_or_release(self._encoder.encode(request), request.timeout_s, context.leases)
                 if reply.failures:
                     raise reply.failures[0].to_error()
+            except Busy as error:
+                await room.wait_or_raise(error)
+                continue
             except RetryableError as error:
                 await self._pause_or_raise(context, attempt, error)
+                attempt += 1
                 continue
             (ticket,) = reply.tickets
             assert ticket is not None
             context.leases.take(ticket.ref())
             return TicketedItem(media, options, ticket)
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _release_kv(self, request_id: str, prefilled: PrefillResult) -> None:
         """Have prefill free a KV cache that no decode worker took; its lease there ends it otherwise."""
@@ -204,6 +219,24 @@ class Pipeline:
             raise error
         context.trace.retried(error.code)
         await asyncio.sleep(pause_s)
+
+
+class _WaitForRoom:
+    """One item's wait at encoders that hold as much as they may; what is full is not broken, so no attempt is lost."""
+
+    def __init__(self, context: RequestContext, wait_s: float) -> None:
+        self._context = context
+        self._ends = time.monotonic() + min(wait_s, context.deadline.remaining_s())
+        self._pause_s = _FIRST_PAUSE_S
+
+    async def wait_or_raise(self, error: Busy) -> None:
+        """Pause, each time longer; raise `error` when the time for that is over."""
+        left_s = self._ends - time.monotonic()
+        if left_s <= 0:
+            raise error
+        self._context.trace.retried(error.code)
+        await asyncio.sleep(min(self._pause_s, left_s))
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
 
 async def _reply_or_release(

@@ -23,7 +23,7 @@ from cluster.metrics.engine_logger import stage_stat_logger
 from cluster.metrics.stages import EngineObserver, engine_readings
 from cluster.pipeline import Pipeline
 from cluster.ray_stages import RayDecodeStage, RayEncoderStage, RayPrefillStage
-from cluster.replica_process import ReplicaProcess, address_or_node, metrics_endpoints
+from cluster.replica_process import ReplicaProcess, address_or_node, metrics_export
 from cluster.request_logs import log_as
 from configs import TriptychConfig, embedding_fingerprint
 from llm_workers.engine_config import EngineRole
@@ -97,11 +97,12 @@ class IngressReplica:
             ObservedPrefillStage(RayPrefillStage(prefill), self._observer) if prefill is not None else None,
             ObservedDecodeStage(RayDecodeStage(decode), self._observer),
             attempts=self._config.limits.encode_attempts,
+            busy_wait_s=self._config.limits.busy_wait_s,
         )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app: ASGIApp = build_openai_app(
-            self._config, self._pipeline, self._release, self._status, metrics_endpoints, self._observer
+            self._config, self._pipeline, self._release, self._status, metrics_export, self._observer
         )
         return app
 

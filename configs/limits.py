@@ -32,6 +32,12 @@ class LimitsConfig(Settings):
     fetch_timeout_s: float = Field(20.0, gt=0, description="Time to fetch one media URL, redirects included.")
     deadline_s: float = Field(300.0, gt=0, description="Time a request has from arrival to its last token.")
     encode_attempts: int = Field(3, ge=1, description="Encodes of one item before a retryable failure becomes final.")
+    busy_wait_s: float = Field(
+        5.0,
+        ge=0,
+        description="How long a request waits while all encoders hold as much as they may, before it is answered 503; "
+        "0 answers at once.",
+    )
     allowed_media_hosts: tuple[str, ...] = Field(
         (), description="Hosts whose private or loopback addresses may be fetched from; public hosts need no entry."
     )

@@ -168,7 +168,10 @@ class TransferConfig(Settings):
         "torch.distributed (gloo, nccl or hccl by device; not encrypted).",
     )
     arena_bytes: ByteSize = Field(
-        2**28, ge=2**20, description="Memory in /dev/shm that each encoder replica reserves for the shm channel."
+        2**28,
+        ge=2**20,
+        description="Embeddings that each encoder replica promises at a time, and the memory in /dev/shm that it "
+        "reserves for the shm channel. Beyond it new requests wait (limits.busy_wait_s) before anything is encoded.",
     )
     checksum: bool = Field(False, description="Check a CRC-32 of every embedding; costs about 1 ms per MiB.")
     lease_s: float = Field(60.0, gt=0, description="How long an encoder keeps a ready embedding that nobody collects.")

@@ -27,6 +27,7 @@ def start_server(config: TriptychConfig, host: str, fingerprint: str) -> Embeddi
         bind_host=bind_host,
         lease_s=transfer.lease_s,
         max_leases=config.encoder.max_pending_items,
+        max_bytes=transfer.arena_bytes,
         checksum=transfer.checksum,
         curve=curve,
     )

@@ -116,6 +116,7 @@ class EncoderWorker:
         """Tickets for the items, from their headers; encoding goes on behind.
 
         Items that cannot be encoded have a failure in the reply instead of a ticket; the others are not touched by it.
+        A failure is Busy, before any encoding, where the embedding would find no room beside those of other requests.
 
         Raises:
             Busy: this replica holds as many items as it may; nothing was begun.
@@ -190,7 +191,15 @@ class EncoderWorker:
         wait_s = deadline - time.monotonic()
         if wait_s <= 0:
             raise DeadlineExceeded("the request's time ended before its media was here")
-        self._server.announce(ticket.transfer_id, key, ticket.num_tokens, ticket.width, ticket.dtype, wait_s=wait_s)
+        self._server.announce(
+            ticket.transfer_id,
+            key,
+            ticket.num_tokens,
+            ticket.width,
+            ticket.dtype,
+            wait_s=wait_s,
+            holder=request.request_id,
+        )
         if given is not None:
             self._finish({ticket.transfer_id}, self._to_host(given.tensor))
         else:

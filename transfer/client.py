@@ -16,6 +16,7 @@ from transfer.client_inbox import FetchCommand, SendCommand
 from transfer.client_thread import ClientThread
 from transfer.curve import CurveKey
 from transfer.errors import Closed, DeadlineExceeded, Incompatible, LimitExceeded, TriptychError
+from transfer.link_table import LinkTable
 from transfer.messages import EmbeddingRef, Release, Renew
 from transfer.nearby import Allocate, ArrivedFuture, Nearby
 
@@ -28,17 +29,21 @@ class ClientSettings:
 
     `liveness_s`: how long an encoder may be silent before it counts as lost. `max_embedding_bytes`: of one fetch.
     `idle_buffer_bytes`: memory kept for the next embeddings when tensors are dropped.
+    `num_streams`: connections to each encoder that large embeddings share.
     `curve`: talk only to encoders with this key, encrypted.
     """
 
     liveness_s: float = 2.0
     max_embedding_bytes: int = 4 * 1024**3
     idle_buffer_bytes: int = 256 * 1024**2
+    num_streams: int = 2
     curve: CurveKey | None = None
 
     def __post_init__(self) -> None:
-        if self.liveness_s <= 0 or self.max_embedding_bytes < 1 or self.idle_buffer_bytes < 0:
-            raise ValueError("liveness_s and max_embedding_bytes must be positive, idle_buffer_bytes not negative")
+        if self.liveness_s <= 0 or min(self.max_embedding_bytes, self.num_streams) < 1 or self.idle_buffer_bytes < 0:
+            raise ValueError(
+                "liveness_s, max_embedding_bytes and num_streams must be positive, idle_buffer_bytes not negative"
+            )
 
 
 class EmbeddingClient:
@@ -64,9 +69,9 @@ class EmbeddingClient:
         # What is on this host is not asked for over the network, unless another channel was named before.
         first = channels[0]
         self._nearby = Nearby(first.reader) if isinstance(first, ShmReceiveChannel) else None
-        self._thread = ClientThread(
-            fingerprint, channels, self._settings.liveness_s, self._settings.curve, self._nearby
-        )
+        num_streams = 0 if any(channel.per_connection for channel in channels) else self._settings.num_streams
+        links = LinkTable(self._settings.liveness_s, self._settings.curve, num_streams)
+        self._thread = ClientThread(fingerprint, channels, links, self._nearby)
         self._closed = False
         self._thread.start()
 

@@ -5,7 +5,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import zmq
 
@@ -14,7 +13,6 @@ from transfer.channels.base import ReceiveChannel
 from transfer.channels.shm_channel import ShmReceiveChannel
 from transfer.client_inbox import FetchCommand, Inbox, SendCommand
 from transfer.codec import decode, encode
-from transfer.curve import CurveKey
 from transfer.doorbell import Doorbell
 from transfer.errors import (
     Closed,
@@ -25,7 +23,7 @@ from transfer.errors import (
     TriptychError,
     VersionMismatch,
 )
-from transfer.link import Link
+from transfer.link_table import LinkState, LinkTable
 from transfer.messages import Chunk, FetchReply
 from transfer.nearby import Arrived, ArrivedFuture, Nearby
 from transfer.rate_limit import LimitedLog
@@ -37,12 +35,6 @@ _MAX_BATCH = 64
 """Most messages taken from one link before the others and the timers are looked at again."""
 
 
-@dataclass(slots=True)
-class _LinkState:
-    link: Link
-    fetch_ids: set[int] = field(default_factory=set)
-
-
 class ClientThread:
     """Everything but `submit`, `num_pending` and `stop` runs in the thread."""
 
@@ -50,22 +42,17 @@ class ClientThread:
         self,
         fingerprint: str,
         channels: Sequence[ReceiveChannel],
-        liveness_s: float,
-        curve: CurveKey | None,
+        links: LinkTable,
         nearby: Nearby | None,
     ) -> None:
         self._fingerprint = fingerprint
-        self._curve = curve
         self._channels = {channel.name: channel for channel in channels}
         self._inbox = Inbox()
         for channel in channels:
             channel.on_progress = self._inbox.note_progress
-        self._liveness_s = liveness_s
         self._nearby = nearby
         self._bell = None if nearby is None else Doorbell()
-        self._context = zmq.Context()
-        self._poller = zmq.Poller()
-        self._links: dict[str, _LinkState] = {}
+        self._links = links
         self._fetches: dict[int, Fetch] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._next_fetch_id = 1
@@ -97,18 +84,18 @@ class ClientThread:
             self._bell.close()
 
     def _run(self) -> None:
-        self._poller.register(self._inbox.fileno(), zmq.POLLIN)
+        self._links.poller.register(self._inbox.fileno(), zmq.POLLIN)
         if self._bell is not None:
-            self._poller.register(self._bell.fileno(), zmq.POLLIN)
+            self._links.poller.register(self._bell.fileno(), zmq.POLLIN)
         try:
             while not self._inbox.closed:
-                ready = {source for source, _ in self._poller.poll(self._poll_timeout_ms())}
+                ready = {source for source, _ in self._links.poller.poll(self._poll_timeout_ms())}
                 if self._bell is not None and self._bell.fileno() in ready:
                     self._bell.clear()
                     self._look_nearby()
                 self._inbox.clear_wakeup()
                 self._take_commands()
-                for state in list(self._links.values()):
+                for state in self._links:
                     if state.link.socket in ready:
                         self._receive(state, _MAX_BATCH)
                     if state.link.monitor in ready or not state.link.established:
@@ -128,11 +115,9 @@ class ClientThread:
         while (command := self._inbox.take()) is not None:
             if isinstance(command, FetchCommand):
                 self._resolve(command.future, Closed("the embedding client was closed"))
-        for state in list(self._links.values()):
-            state.link.close()
         for channel in self._channels.values():
             channel.close()
-        self._context.term()
+        self._links.close()
 
     def _poll_timeout_ms(self) -> int:
         wait_s = self._deadlines[0][0] - time.monotonic() if self._deadlines else _IDLE_POLL_S
@@ -155,6 +140,7 @@ class ClientThread:
         fetch_id, self._next_fetch_id = self._next_fetch_id, self._next_fetch_id + 1
         fetch = Fetch(fetch_id, command.ref, command.deadline, command.future, command.allocate, command.in_place)
         fetch.without = command.without
+        fetch.lane = self._links.lane_of(command.ref.expected_bytes)
         self._fetches[fetch_id] = fetch
         heapq.heappush(self._deadlines, (command.deadline, fetch_id))
         channels = tuple(name for name in self._channels if name not in command.without)
@@ -162,7 +148,7 @@ class ClientThread:
         frame = encode(fetch.request(self._fingerprint, channels, timeout_s, bell))
         for endpoint in command.ref.endpoints:
             try:
-                state = self._link(endpoint)
+                state = self._links.open(endpoint, fetch.lane)
                 state.fetch_ids.add(fetch_id)
                 state.link.send(frame)
             except zmq.ZMQError as error:
@@ -172,20 +158,11 @@ class ClientThread:
     def _send(self, command: SendCommand) -> None:
         for endpoint in command.endpoints:
             try:
-                self._link(endpoint).link.send(encode(command.message))
+                self._links.open(endpoint).link.send(encode(command.message))
             except zmq.ZMQError as error:
                 self._log.warning(f"{command.message} to {endpoint} not sent: {error}")
 
-    def _link(self, endpoint: str) -> _LinkState:
-        state = self._links.get(endpoint)
-        if state is None:
-            state = _LinkState(Link.connect(self._context, endpoint, self._liveness_s, self._curve))
-            self._links[endpoint] = state
-            self._poller.register(state.link.socket, zmq.POLLIN)
-            self._poller.register(state.link.monitor, zmq.POLLIN)
-        return state
-
-    def _receive(self, state: _LinkState, max_messages: int | None) -> None:
+    def _receive(self, state: LinkState, max_messages: int | None) -> None:
         num_messages = 0
         while max_messages is None or num_messages < max_messages:
             frames = state.link.receive()
@@ -202,7 +179,7 @@ class ClientThread:
 
     def _handle(self, endpoint: str, frames: Sequence[zmq.Frame]) -> None:
         message = decode(frames[0].buffer, FetchReply, Chunk)
-        if len(frames) != (2 if isinstance(message, Chunk) else 1):
+        if not (2 if isinstance(message, Chunk) else 1) <= len(frames) <= 2:
             raise ProtocolError(f"{len(frames)} frames for a {type(message).__name__}")
         fetch = self._fetches.get(message.fetch_id)
         if fetch is None:
@@ -215,6 +192,8 @@ class ClientThread:
         taken = fetch.take_reply(endpoint, message, self._channels)
         if taken and self._nearby is not None and message.channel == ShmReceiveChannel.name:
             self._nearby.learn(endpoint, message)
+        if taken and len(frames) > 1:
+            fetch.take_first_chunk(endpoint, frames[1].buffer)
         return taken
 
     def _settle(self, fetch: Fetch, step: Callable[[], bool]) -> None:
@@ -253,18 +232,15 @@ class ClientThread:
             if outcome is not None:
                 self._finish(fetch_id, outcome)
 
-    def _look_after(self, state: _LinkState) -> None:
+    def _look_after(self, state: LinkState) -> None:
         reason = state.link.lost_reason()
         if reason is not None:
             self._receive(state, None)  # what arrived before the peer went still counts
             self._drop(state, EncoderLost(f"encoder at {state.link.endpoint} {reason}"))
 
-    def _drop(self, state: _LinkState, error: TriptychError) -> None:
-        if self._links.pop(state.link.endpoint, None) is None:
+    def _drop(self, state: LinkState, error: TriptychError) -> None:
+        if not self._links.drop(state):
             return
-        self._poller.unregister(state.link.socket)
-        self._poller.unregister(state.link.monitor)
-        state.link.close()
         for fetch_id in list(state.fetch_ids):
             self._finish(fetch_id, error)
 
@@ -284,9 +260,7 @@ class ClientThread:
     def _forget(self, fetch: Fetch) -> None:
         del self._fetches[fetch.fetch_id]
         for endpoint in fetch.ref.endpoints:
-            state = self._links.get(endpoint)
-            if state is not None:
-                state.fetch_ids.discard(fetch.fetch_id)
+            self._links.forget_fetch(endpoint, fetch.lane, fetch.fetch_id)
 
     def _resolve(self, future: ArrivedFuture, outcome: Arrived | TriptychError) -> None:
         self._inbox.fetch_ended()

@@ -38,8 +38,8 @@ Message = (
     | FailureReport
 )
 
-PROTOCOL_VERSION = 2
-"""Raised by one whenever a message changes."""
+PROTOCOL_VERSION = 3
+"""Raised by one whenever a message or its frames change."""
 MAX_CONTROL_BYTES = 64 * 1024
 """Longest control frame an embedding server or client takes."""
 MAX_CONTAINER_LEN = 65_536

@@ -21,7 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from transfer.channels.base import Payload
+from transfer.dtypes import DTYPE_BYTES
 from transfer.errors import Busy, TriptychError
+from transfer.promises import Promise, Promises
 
 
 class LeaseState(enum.Enum):
@@ -45,6 +47,7 @@ class Lease:
     dtype: str
     lease_s: float
     deadline: float
+    promise: Promise
     state: LeaseState = LeaseState.ANNOUNCED
     payload: Payload | None = None
     error: TriptychError | None = None
@@ -64,18 +67,22 @@ def _nothing(transfer_id: str) -> None:
 class LeaseTable:
     """All live leases of one server.
 
-    `clock` gives seconds, never going back. `on_end` is told the id of each lease that ends.
+    `clock` gives seconds, never going back. `on_end` is told the id of each lease that ends. `max_bytes` bounds what is
+    promised to holders that come new; those that have a lease already get what they still need, since two that wait for
+    each other's would wait for ever.
     """
 
     clock: Callable[[], float]
     max_leases: int = 16_384
     max_tombstones: int = 65_536
+    max_bytes: int | None = None
     on_end: Callable[[str], None] = _nothing
     num_released: int = 0
     num_expired: int = 0
     _leases: dict[str, Lease] = field(default_factory=dict)
     _tombstones: OrderedDict[str, LeaseState] = field(default_factory=OrderedDict)
     _holds: dict[tuple[str, int], _Hold] = field(default_factory=dict)
+    _promises: Promises = field(default_factory=Promises)
     _deadlines: list[tuple[float, str]] = field(default_factory=list)
 
     def announce(
@@ -87,17 +94,22 @@ class LeaseTable:
         dtype: str,
         lease_s: float,
         wait_s: float | None = None,
+        holder: str = "",
     ) -> Lease:
-        """Start a lease; `wait_s` is `lease_s` if absent.
+        """Start a lease of `holder`, whoever that is; `wait_s` is `lease_s` if absent.
 
-        Raises ValueError when the id was used before, Busy when the table is full.
+        Raises ValueError when the id was used before, Busy when the table is full or the promised bytes are too many.
         """
         if self.state_of(transfer_id) is not None:
             raise ValueError(f"transfer id {transfer_id} was announced before")
         if len(self._leases) >= self.max_leases:
             raise Busy(f"{self.max_leases} leases are held")
         deadline = self.clock() + (lease_s if wait_s is None else wait_s)
-        lease = Lease(transfer_id, item_key, num_tokens, width, dtype, lease_s, deadline)
+        promise = Promise(item_key, num_tokens * width * DTYPE_BYTES[dtype], holder)
+        if self.max_bytes is not None and not self._promises.fits(promise, self.max_bytes):
+            raise Busy(f"{self._promises.num_bytes} bytes of embeddings are promised to others")
+        self._promises.add(promise)
+        lease = Lease(transfer_id, item_key, num_tokens, width, dtype, lease_s, deadline, promise)
         self._leases[transfer_id] = lease
         heapq.heappush(self._deadlines, (lease.deadline, transfer_id))
         return lease
@@ -181,6 +193,11 @@ class LeaseTable:
         return sum(hold.num_leases for hold in self._holds.values())
 
     @property
+    def bytes_promised(self) -> int:
+        """Bytes of the embeddings of all live leases, made or not; those of one item counted once."""
+        return self._promises.num_bytes
+
+    @property
     def bytes_held(self) -> int:
         """Bytes of all held payloads, each counted once."""
         return sum(hold.payload.num_bytes for hold in self._holds.values())
@@ -194,6 +211,7 @@ class LeaseTable:
         assert not self._leases.keys() & self._tombstones.keys()
         assert len(self._tombstones) <= self.max_tombstones
         assert len(self._leases) <= self.max_leases
+        self._promises.check_integrity(lease.promise for lease in self._leases.values())
         scheduled = set(self._deadlines)
         for lease in self._leases.values():
             assert lease.state not in (LeaseState.RELEASED, LeaseState.EXPIRED)
@@ -215,6 +233,7 @@ class LeaseTable:
 
     def _end(self, lease: Lease, state: LeaseState) -> None:
         del self._leases[lease.transfer_id]
+        self._promises.remove(lease.promise)
         self._tombstones[lease.transfer_id] = state
         if len(self._tombstones) > self.max_tombstones:
             self._tombstones.popitem(last=False)

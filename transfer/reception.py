@@ -38,6 +38,7 @@ class Fetch:
     allocate: Allocate = empty_buffer
     in_place: bool = False
     without: frozenset[str] = frozenset()
+    lane: int = 0
     _parts: dict[str, _Part] = field(default_factory=dict)
     _tensor: torch.Tensor | None = None
     _held: HeldBlock | None = None
@@ -101,6 +102,13 @@ class Fetch:
         if part.reception.complete:
             self._verify(part.reply)
         return True
+
+    def take_first_chunk(self, endpoint: str, data: memoryview) -> None:
+        """Take the data that came with the reply: the first bytes of its first segment. Raises as `take_reply`."""
+        segments = self._parts[endpoint].reply.segments
+        if not segments:
+            raise ProtocolError("data for a reply without rows")
+        self.take_chunk(endpoint, Chunk(self.fetch_id, segments[0].row_start * self.row_bytes), data)
 
     def progress(self) -> bool:
         """Look at receptions that end by themselves; whether something may have changed. Raises EmbeddingCorrupt."""

@@ -28,6 +28,7 @@ class ServerStats:
     num_leases: int
     num_ready: int
     num_parked: int
+    bytes_promised: int
     bytes_held: int
     num_fetched: int
     num_refused: int
@@ -42,6 +43,7 @@ class ServerSettings:
     """How an embedding server is to run.
 
     `lease_s`: how long an embedding waits to be made, unless announced otherwise, and again to be fetched.
+    `max_bytes`: of embeddings that are promised or held, beyond which new holders are refused.
     `max_park_s`: longest wait of a fetch.
     `checksum`: send a CRC-32 with each embedding. `curve`: admit only peers with this key, encrypted.
     """
@@ -49,6 +51,7 @@ class ServerSettings:
     bind_host: str = "127.0.0.1"
     lease_s: float = 60.0
     max_leases: int = 16_384
+    max_bytes: int | None = None
     max_parked: int = 4096
     max_park_s: float = 300.0
     checksum: bool = False
@@ -81,7 +84,9 @@ class EmbeddingServer:
         self._settings = settings or ServerSettings()
         self._channels: dict[str, SendChannel] = {channel.name: channel for channel in channels or (ZmqSendChannel(),)}
         self._state = ServerState(
-            leases=LeaseTable(clock=time.monotonic, max_leases=self._settings.max_leases),
+            leases=LeaseTable(
+                clock=time.monotonic, max_leases=self._settings.max_leases, max_bytes=self._settings.max_bytes
+            ),
             fingerprint=fingerprint,
             channels=self._channels,
             max_park_s=self._settings.max_park_s,
@@ -108,13 +113,15 @@ class EmbeddingServer:
         dtype: str,
         lease_s: float | None = None,
         wait_s: float | None = None,
+        holder: str = "",
     ) -> None:
         """Promise the embedding [num_tokens, width].
 
         `lease_s` replaces the settings' own for this transfer; `wait_s` is how long the lease lasts while the
-        embedding is not ready, if not `lease_s`.
+        embedding is not ready, if not `lease_s`. `holder` names who it is promised to: at the limit of bytes only
+        those that hold something already are promised more.
 
-        Raises ValueError for a reused id or a shape or dtype that cannot be, Busy at the limit of leases, Closed.
+        Raises ValueError for a reused id or a shape or dtype that cannot be, Busy at a limit, Closed.
         """
         if num_tokens < 1 or width < 1 or dtype not in DTYPE_BYTES:
             raise ValueError(f"cannot announce [{num_tokens}, {width}] of {dtype!r}")
@@ -124,8 +131,9 @@ class EmbeddingServer:
         with self._state.lock:
             if self._closed:
                 raise Closed("the embedding server is closed")
-            self._state.leases.announce(transfer_id, item_key, num_tokens, width, dtype, duration_s, wait_s)
-        self._thread.wake()
+            leases = self._state.leases
+            lease = leases.announce(transfer_id, item_key, num_tokens, width, dtype, duration_s, wait_s, holder)
+            self._thread.wake_by(lease.deadline)
 
     def place(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """A copy of an embedding where `publish` need not copy it: for each of its transfers, and for a cache.
@@ -217,6 +225,7 @@ class EmbeddingServer:
                 num_leases=leases.num_leases,
                 num_ready=leases.num_ready,
                 num_parked=counters.num_parked,
+                bytes_promised=leases.bytes_promised,
                 bytes_held=leases.bytes_held,
                 num_fetched=counters.num_fetched,
                 num_refused=counters.num_refused,

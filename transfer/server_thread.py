@@ -1,7 +1,6 @@
 """The control thread of an embedding server: one ROUTER socket, parked fetches, and nothing that computes."""
 
 import errno
-import ipaddress
 import logging
 import queue
 import threading
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 import zmq
 
 from transfer.channels.base import Payload, SendChannel
-from transfer.codec import MAX_CONTROL_BYTES, Message, decode, encode
+from transfer.codec import Message, decode, encode
 from transfer.curve import CurveKey, secure_server
 from transfer.errors import (
     Busy,
@@ -30,6 +29,7 @@ from transfer.messages import FetchReply, FetchRequest, Release, Renew, Status
 from transfer.parking import Parked, ParkingLot
 from transfer.rate_limit import LimitedLog
 from transfer.replies import delivery, failure, refusal
+from transfer.router import bind_to, router_socket
 from transfer.wakeup import WakeUp
 
 _logger = logging.getLogger(__name__)
@@ -39,8 +39,7 @@ _MAX_BATCH = 64
 _MAX_BELLS = 64
 """Most doorbells rung for one transfer; whoever has none is answered all the same."""
 _LINGER_MS = 200
-_HEARTBEAT_MS = 1000
-_PEER_SILENCE_MS = 10_000
+_IO_THREADS = 2
 
 
 @dataclass(slots=True)
@@ -77,7 +76,7 @@ class ServerState:
 
 
 class ServerThread:
-    """Owns the socket. Everything but `wake`, `changed` and `stop` runs in the thread."""
+    """Owns the socket. Everything but `wake_by`, `changed` and `stop` runs in the thread."""
 
     def __init__(self, state: ServerState, bind_host: str, max_parked: int, curve: CurveKey | None) -> None:
         """Bind; raises zmq.ZMQError when that cannot be done."""
@@ -86,29 +85,31 @@ class ServerThread:
         self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._log = LimitedLog(_logger)
-        self._context = zmq.Context()
-        self._socket = _router(self._context)
+        self._context = zmq.Context(io_threads=_IO_THREADS)
+        self._socket = router_socket(self._context)
         self._stop_authenticator = secure_server(self._socket, curve) if curve else None
         try:
-            self.endpoint = _bind(self._socket, bind_host)
+            self.endpoint = bind_to(self._socket, bind_host)
         except zmq.ZMQError:
             self._close_socket(linger_ms=0)
             raise
         self._wakeup = WakeUp()
+        self._wakes_at = 0.0
         self._thread = threading.Thread(target=self._run, name="embedding-server", daemon=True)
 
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
 
-    def wake(self) -> None:
-        """Have the timers looked at again."""
-        self._wakeup.ring()
+    def wake_by(self, deadline: float) -> None:
+        """Have the timers looked at then (monotonic seconds), or before; called with the state's lock held."""
+        if deadline < self._wakes_at:
+            self._wakeup.ring()
 
     def changed(self, transfer_id: str) -> None:
         """Answer what is parked for this transfer, by the lease's new state."""
         self._changed.put(transfer_id)
-        self.wake()
+        self._wakeup.ring()
 
     def stop(self, timeout_s: float) -> None:
         """End the thread, after it has refused what is parked."""
@@ -148,9 +149,10 @@ class ServerThread:
 
     def _poll_timeout_ms(self) -> int:
         with self._state.lock:
+            now = time.monotonic()
             deadlines = [self._state.leases.next_deadline(), self._parking.next_deadline()]
-        waits_s = [deadline - time.monotonic() for deadline in deadlines if deadline is not None]
-        return max(0, int(min([_IDLE_POLL_S, *waits_s]) * 1000) + 1)
+            self._wakes_at = min([now + _IDLE_POLL_S, *(deadline for deadline in deadlines if deadline is not None)])
+            return max(0, int((self._wakes_at - now) * 1000) + 1)
 
     def _receive_batch(self) -> None:
         for _ in range(_MAX_BATCH):
@@ -244,19 +246,21 @@ class ServerThread:
 
     def _deliver(self, peer: bytes, request: FetchRequest, lease: Lease, payload: Payload) -> None:
         reply, channel = delivery(peer, request, lease, payload, self._state.channels)
-        if not self._reply(peer, reply) or channel is None:
-            return
-        for chunk, data in channel.chunks(request.fetch_id, payload):
-            if not self._send(peer, chunk, data):
-                return
+        chunks = iter(()) if channel is None else channel.chunks(request.fetch_id, payload)
+        # What is small comes with the reply: the client is woken once.
+        _, first = next(chunks, (None, None))
+        if self._reply(peer, reply, first):
+            for chunk, data in chunks:
+                if not self._send(peer, chunk, data):
+                    return
 
-    def _reply(self, peer: bytes, reply: FetchReply) -> bool:
+    def _reply(self, peer: bytes, reply: FetchReply, data: memoryview | None = None) -> bool:
         with self._state.lock:
             if reply.status is Status.OK:
                 self._state.counters.num_fetched += 1
             else:
                 self._state.counters.num_refused += 1
-        return self._send(peer, reply)
+        return self._send(peer, reply, data)
 
     def _send(self, peer: bytes, message: Message, data: memoryview | None = None) -> bool:
         header = encode(message)
@@ -277,21 +281,3 @@ class ServerThread:
         with self._state.lock:
             self._state.counters.num_malformed += 1
         self._log.warning(f"dropped a malformed message: {error}")
-
-
-def _router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-    socket = context.socket(zmq.ROUTER)
-    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to a peer that left is an error we can count
-    socket.setsockopt(zmq.SNDHWM, 0)  # queued frames only refer to payloads; dropping one would lose an answer
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _PEER_SILENCE_MS)
-    return socket
-
-
-def _bind(socket: zmq.Socket[bytes], bind_host: str) -> str:
-    is_ipv6 = ipaddress.ip_address(bind_host).version == 6
-    socket.setsockopt(zmq.IPV6, is_ipv6)
-    socket.bind(f"tcp://[{bind_host}]:0" if is_ipv6 else f"tcp://{bind_host}:0")
-    endpoint: str = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-    return endpoint.rstrip("\0")

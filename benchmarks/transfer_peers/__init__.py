@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from benchmarks.transfer_peers.base import Consumer, Producer
+from benchmarks.transfer_peers.base import NUM_IN_FLIGHT, Consumer, Producer
 
 _FILES = {
     "memcpy": ("memcpy", "Memcpy"),
@@ -35,4 +35,4 @@ def _load(peer: str, end: str) -> type:
     return found
 
 
-__all__ = ["PEERS", "Consumer", "Producer", "consumer_of", "producer_of"]
+__all__ = ["NUM_IN_FLIGHT", "PEERS", "Consumer", "Producer", "consumer_of", "producer_of"]

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 
 WAIT_S = 60.0
+NUM_IN_FLIGHT = 4
+"""Most items that are expected at a time."""
 
 
 class Producer:
@@ -31,11 +33,16 @@ class Producer:
 
 
 class Consumer:
-    """`expect` an item, then `collect` its tensor; `parks` when both can come before the item is published."""
+    """`expect` an item, then `collect` its tensor.
+
+    `parks` when both can come before the item is published, `streams` when several can be expected, which are collected
+    in that order, each into memory of its own.
+    """
 
     has_fetch: ClassVar[bool] = True
     has_handover: ClassVar[bool] = True
     parks: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
 
     def __init__(self, address: Any, num_bytes: int) -> None:
         self.address, self.num_bytes = address, num_bytes

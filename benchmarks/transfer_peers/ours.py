@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from benchmarks.transfer_peers.base import WAIT_S, Consumer, Producer
+from benchmarks.transfer_peers.base import NUM_IN_FLIGHT, WAIT_S, Consumer, Producer
 from transfer import (
     ClientSettings,
     EmbeddingClient,
@@ -81,19 +82,23 @@ class ClientConsumer(Consumer):
     """Our embedding client, into memory that is already there as it is for the peers."""
 
     parks = True
+    streams = True
 
     def __init__(self, address: str, num_bytes: int) -> None:
         super().__init__(address, num_bytes)
         # The producer is stopped while others have their turn, which is no reason to think it dead.
         self._client = EmbeddingClient(FINGERPRINT, ClientSettings(liveness_s=WAIT_S), receive_channels([address]))
-        self._memory = tensor_to_buffer(torch.zeros(num_bytes // 4))
-        self._future: Future[torch.Tensor] = Future()
+        self._idle = deque(tensor_to_buffer(torch.zeros(num_bytes // 4)) for _ in range(NUM_IN_FLIGHT))
+        self._expected: deque[tuple[Future[torch.Tensor], memoryview]] = deque()
 
     def expect(self, item: EmbeddingRef) -> None:
-        self._future = self._client.fetch(item, WAIT_S, lambda num_bytes: self._memory)
+        memory = self._idle.popleft()
+        self._expected.append((self._client.fetch(item, WAIT_S, lambda num_bytes: memory), memory))
 
     def collect(self) -> torch.Tensor:
-        return self._future.result(WAIT_S)
+        future, memory = self._expected.popleft()
+        self._idle.append(memory)
+        return future.result(WAIT_S)
 
     def done(self, item: EmbeddingRef) -> None:
         self._client.release(item)

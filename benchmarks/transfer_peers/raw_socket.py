@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.transfer_peers.base import Consumer, Producer
+from benchmarks.transfer_peers.base import NUM_IN_FLIGHT, Consumer, Producer
 from transfer import tensor_to_buffer
 
 
@@ -36,20 +37,25 @@ class SocketConsumer(Consumer):
     """Reads into memory that is already there."""
 
     has_handover = False
+    streams = True
 
     def __init__(self, address: Any, num_bytes: int) -> None:
         super().__init__(address, num_bytes)
         self._socket = socket.create_connection(address)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._tensor = torch.zeros(num_bytes // 4)
+        self._tensors = deque(torch.zeros(num_bytes // 4) for _ in range(NUM_IN_FLIGHT))
+
+    def expect(self, item: Any) -> None:
+        self._socket.send(b"x")
 
     def collect(self) -> torch.Tensor:
-        view = tensor_to_buffer(self._tensor)
-        self._socket.send(b"x")
+        tensor = self._tensors[0]
+        self._tensors.rotate(-1)
+        view = tensor_to_buffer(tensor)
         received = 0
         while received < self.num_bytes:
             received += self._socket.recv_into(view[received:])
-        return self._tensor
+        return tensor
 
     def close(self) -> None:
         self._socket.close()

@@ -7,7 +7,7 @@ Control always travels over ZMQ: FetchRequest, FetchReply, Release. A channel is
    one, or one whose bytes lie where the channel wants them. What `allocate` gave is not copied again, and transfers of
    one embedding share it. `advertise` and `withdraw` tell the channel when a transfer can be fetched.
 2. On a fetch, the server takes the first of the request's channels that `can_serve` the payload to this peer, puts
-   its `segments` in the FetchReply, and sends `chunks` after it on the same connection, in order.
+   its `segments` in the FetchReply, and sends `chunks` with and after it on the same connection, in order.
 3. The client calls `open` with the reply and the destination; it gets a Reception. Data frames that follow go to
    `accept`; `complete` says when all segments are in. A channel without chunks is complete on return of `open`.
    A channel that receives on threads of its own calls `on_progress` when a reception is complete or has a `failure`;
@@ -135,6 +135,8 @@ class ReceiveChannel(ABC):
     """The client's end of a channel; used by one thread."""
 
     name: ClassVar[str]
+    per_connection: ClassVar[bool] = False
+    """Whether both ends are set up anew for each control connection, so that several to one encoder bring nothing."""
     on_progress: Callable[[int], None] = staticmethod(_ignore)
     """Set by the client: to be called with the fetch id when a reception ended without its help. Thread-safe."""
 

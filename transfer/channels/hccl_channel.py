@@ -172,6 +172,7 @@ class HcclReceiveChannel(ReceiveChannel):
     """The client's end of all its pairs."""
 
     name: ClassVar[str] = "hccl"
+    per_connection: ClassVar[bool] = True
 
     def __init__(self, device: str) -> None:
         self._device, self._backend = torch.device(device), BACKENDS[device]

@@ -47,9 +47,11 @@ class Service:
         channels = receive_channels(config.transfer.channels)
         self.client = EmbeddingClient(embedding_fingerprint(config), client, channels)
 
-    async def encode(self, *media: bytes, tenant: str = "", timeout_s: float = LONG_S) -> EncodeReply:
+    async def encode(
+        self, *media: bytes, tenant: str = "", timeout_s: float = LONG_S, request_id: str = "request"
+    ) -> EncodeReply:
         items = tuple(MediaItem("image", data) for data in media)
-        return await self.worker.encode(EncodeRequest("request", items, (), tenant, timeout_s))
+        return await self.worker.encode(EncodeRequest(request_id, items, (), tenant, timeout_s))
 
     async def ticket(self, media: bytes, **options: Any) -> EncodeTicket:
         (ticket,) = (await self.encode(media, **options)).tickets
@@ -273,6 +275,24 @@ async def test_embeddings_that_find_no_room_in_the_arena_go_over_zmq(serve: Any,
     embeddings = [await service.fetch(ticket) for ticket in reply.tickets]
     assert sum(embedding.nbytes for embedding in embeddings) > 2**20
     assert len({embedding.sum().item() for embedding in embeddings}) == 12
+
+
+async def test_a_full_arena_refuses_other_requests_before_anything_is_encoded(serve: Any, picture: Any) -> None:
+    service = serve({}, arena_bytes=2**20)
+    media = [picture(seed, 448, 448) for seed in range(12)]
+    reply = await service.encode(*media[:-1], request_id="first")
+    assert sum(ticket.expected_bytes for ticket in reply.tickets) > 2**20
+    for ticket in reply.tickets:
+        assert (await service.fetch(ticket)).numel()
+    (refused,) = (await service.encode(media[-1], request_id="second")).failures
+    assert refused.code == Busy.code
+    await service.until(lambda: service.worker.stats().num_pending == 0)
+    assert service.worker.stats().num_encoded == len(media) - 1
+    for ticket in reply.tickets:
+        service.client.release(ticket.ref())
+    await service.until(lambda: service.worker.stats().num_leases == 0)
+    (ticket,) = (await service.encode(media[-1], request_id="second")).tickets
+    assert (await service.fetch(ticket)).numel()
 
 
 async def test_only_clients_with_the_key_are_answered(settings: Any, picture: Any, tmp_path: Path) -> None:

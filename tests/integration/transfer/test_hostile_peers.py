@@ -141,7 +141,7 @@ def test_rubbish_stale_and_duplicate_replies_are_dropped(bench: Any, make_ref: A
         wrong = bytes(TENSOR.nbytes)
         for frames in [
             [b"rubbish"],
-            [encode(good), b"more"],
+            [encode(good), b"more", b"more"],
             [encode(Chunk(fetch_id, 0))],
             [encode(FetchRequest(1, "a", "b", "c", "d", (), 1.0))],
             [encode(FetchReply(stale_id, ref.transfer_id, Status.OK, "zmq", segments, (6, 4), "float32"))],

@@ -18,6 +18,7 @@ from cluster.trace import RequestTrace
 from llm_workers.messages import DecodeRequest, GenerateOptions, KVParams, PrefillRequest, PrefillResult, Prompt
 from transfer import (
     BadMedia,
+    Busy,
     EmbeddingRef,
     EncodeReply,
     EncodeRequest,
@@ -112,12 +113,17 @@ class Run:
     """One request through scripted stages."""
 
     def __init__(
-        self, encoder: ScriptedEncoder, prefill: ScriptedPrefill | None, decode: ScriptedDecode, attempts: int = 3
+        self,
+        encoder: ScriptedEncoder,
+        prefill: ScriptedPrefill | None,
+        decode: ScriptedDecode,
+        attempts: int = 3,
+        busy_wait_s: float = 30.0,
     ) -> None:
         self.released: Counter[str] = Counter()
         leases = RequestLeases(self._release)
         self.context = RequestContext("r", "t", Deadline(30), leases, RequestTrace("r"), AskedTickets())
-        self.pipeline = Pipeline(encoder, prefill, decode, attempts=attempts)
+        self.pipeline = Pipeline(encoder, prefill, decode, attempts=attempts, busy_wait_s=busy_wait_s)
 
     def _release(self, ref: EmbeddingRef) -> None:
         self.released[ref.transfer_id] += 1
@@ -178,6 +184,29 @@ async def test_no_retry_after_the_first_token() -> None:
     with pytest.raises(WorkerLost):
         await run.generate("x")
     assert len(prefill.transfers) == len(decode.requests) == 1
+
+
+async def test_a_full_encoder_is_waited_for_and_costs_no_attempt() -> None:
+    run = Run(ScriptedEncoder([Busy("full"), Busy("full")]), ScriptedPrefill(), ScriptedDecode(), attempts=1)
+    assert await run.generate("x") == "ab"
+    assert not run.released
+
+
+async def test_an_encoder_that_stays_full_ends_the_request() -> None:
+    encoder = ScriptedEncoder([None, *[Busy("full")] * 50])
+    run = Run(encoder, ScriptedPrefill(), decode := ScriptedDecode(), busy_wait_s=0.1)
+    with pytest.raises(Busy, match="image 2 of 2: full"):
+        await run.generate("x", "y")
+    assert run.released == {"transfer-1": 1}
+    assert not decode.requests
+
+
+async def test_without_a_wait_a_full_encoder_ends_the_request_at_once() -> None:
+    encoder = ScriptedEncoder([Busy("full")])
+    run = Run(encoder, ScriptedPrefill(), ScriptedDecode(), busy_wait_s=0)
+    with pytest.raises(Busy):
+        await run.generate("x")
+    assert encoder.num_tickets == 0
 
 
 async def test_the_last_attempt_raises_and_gives_up_the_lease() -> None:

@@ -9,6 +9,8 @@ from transfer.errors import Busy, EncodeFailed
 from transfer.leases import LeaseState, LeaseTable
 
 MAX_LEASES = 4
+MAX_BYTES = 100
+ITEM_BYTES = {"small": 8, "large": 64, "larger": 80, "too large": 4000}
 MAX_TOMBSTONES = 5
 LEASE_S = 10.0
 
@@ -26,11 +28,11 @@ def payload(num_bytes: int = 8) -> Payload:
 
 
 def table(clock: Clock) -> LeaseTable:
-    return LeaseTable(clock=clock, max_leases=MAX_LEASES, max_tombstones=MAX_TOMBSTONES)
+    return LeaseTable(clock=clock, max_leases=MAX_LEASES, max_tombstones=MAX_TOMBSTONES, max_bytes=MAX_BYTES)
 
 
 class LeaseMachine(RuleBasedStateMachine):
-    """A model that keeps (state, deadline, payload) per live lease and the ends in order."""
+    """A model that keeps (state, deadline, payload) and (item, holder) per live lease, and the ends in order."""
 
     ids = Bundle("ids")
 
@@ -40,25 +42,44 @@ class LeaseMachine(RuleBasedStateMachine):
         self.table = table(self.clock)
         self.shared = [payload(8), payload(32)]
         self.live: dict[str, tuple[LeaseState, float, Payload | None]] = {}
+        self.promised: dict[str, tuple[str, str]] = {}
         self.ended: list[tuple[str, LeaseState]] = []
         self.num_ids = 0
 
     def end(self, transfer_id: str, state: LeaseState) -> None:
-        del self.live[transfer_id]
+        del self.live[transfer_id], self.promised[transfer_id]
         self.ended = [*self.ended, (transfer_id, state)][-MAX_TOMBSTONES:]
 
-    @rule(target=ids, lease_s=st.sampled_from([LEASE_S, 1.0]))
-    def announce(self, lease_s: float) -> str:
+    def has_room(self, item: str, holder: str) -> bool:
+        if len(self.live) >= MAX_LEASES:
+            return False
+        items, holders = ({pair[index] for pair in self.promised.values()} for index in (0, 1))
+        if not items or item in items or (holder and holder in holders):
+            return True
+        return sum(ITEM_BYTES[name] for name in items) + ITEM_BYTES[item] <= MAX_BYTES
+
+    @rule(
+        target=ids,
+        lease_s=st.sampled_from([LEASE_S, 1.0]),
+        item=st.sampled_from(sorted(ITEM_BYTES)),
+        holder=st.sampled_from(["", "a", "b"]),
+    )
+    def announce(self, lease_s: float, item: str, holder: str) -> str:
         transfer_id = f"id-{self.num_ids}"
         self.num_ids += 1
-        if len(self.live) >= MAX_LEASES:
+
+        def begin() -> None:
+            self.table.announce(transfer_id, item, ITEM_BYTES[item] // 4, 1, "float32", lease_s, holder=holder)
+
+        if not self.has_room(item, holder):
             with pytest.raises(Busy):
-                self.table.announce(transfer_id, "key", 1, 2, "float32", lease_s)
+                begin()
             return transfer_id
-        self.table.announce(transfer_id, "key", 1, 2, "float32", lease_s)
+        begin()
         self.live[transfer_id] = (LeaseState.ANNOUNCED, self.clock.now + lease_s, None)
+        self.promised[transfer_id] = (item, holder)
         with pytest.raises(ValueError, match="before"):
-            self.table.announce(transfer_id, "key", 1, 2, "float32", lease_s)
+            begin()
         return transfer_id
 
     def settle(self, transfer_id: str, state: LeaseState, held: Payload | None) -> None:
@@ -124,6 +145,9 @@ class LeaseMachine(RuleBasedStateMachine):
         held = [item for _, _, item in self.live.values() if item is not None]
         assert self.table.num_ready == len(held)
         assert self.table.bytes_held == sum(item.num_bytes for item in self.shared if item in held)
+        assert self.table.bytes_promised == sum(
+            ITEM_BYTES[item] for item in {item for item, _ in self.promised.values()}
+        )
         ends = dict(self.ended)
         for number in range(self.num_ids):
             transfer_id = f"id-{number}"
@@ -189,4 +213,18 @@ def test_waiting_for_the_embedding_has_a_time_of_its_own() -> None:
     assert leases.sweep() == []
     clock.now += LEASE_S / 2
     assert leases.sweep() == ["short"]
+    leases.check_integrity()
+
+
+def test_new_holders_are_refused_at_the_limit_of_bytes_and_old_ones_are_not() -> None:
+    leases = LeaseTable(clock=Clock(), max_bytes=100)
+    leases.announce("a", "picture", 20, 1, "float32", LEASE_S, holder="first")
+    with pytest.raises(Busy, match="80 bytes"):
+        leases.announce("b", "other", 10, 1, "float32", LEASE_S, holder="second")
+    leases.announce("c", "picture", 20, 1, "float32", LEASE_S, holder="second")  # shares what is there
+    leases.announce("d", "third", 10, 1, "float32", LEASE_S, holder="first")
+    assert leases.bytes_promised == 120
+    for transfer_id in "acd":
+        leases.release(transfer_id)
+    leases.announce("e", "huge", 1000, 1, "float32", LEASE_S, holder="second")  # alone
     leases.check_integrity()

@@ -21,7 +21,7 @@ from llm_workers.worker import LLMStats
 from transfer import EncodeReply, EncodeTicket, ItemFailure, ServerStats
 
 _TICKET = EncodeTicket("k", "image", 64, 8, "float32", "plain", (), "t", ("tcp://x",), 64 * 8 * 4, "f")
-_ENCODER = EncoderStats(1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, ServerStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+_ENCODER = EncoderStats(1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, ServerStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
 _ENGINE = LLMStats(
     process_id=1,
     num_running=4,
