@@ -28,7 +28,12 @@ serve: install ## serve CONFIG on PORT, in the foreground
 	@$(RUN) $(BIN)/triptych serve "$(CONFIG)" --port "$(PORT)"
 
 test: install ## the whole test suite; TESTS=tests/unit for a part
+ifeq ($(TESTS),tests)
+	@$(RUN) env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup --ignore=tests/e2e tests
+	@$(RUN) $(BIN)/python -m pytest tests/e2e
+else
 	@$(RUN) $(BIN)/python -m pytest $(TESTS)
+endif
 
 check: install ## lint, format and types
 	@$(BIN)/ruff check .

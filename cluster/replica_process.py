@@ -9,6 +9,7 @@ from ray import serve
 
 from cluster.metrics.follower import Reading, StatsFollower
 from cluster.metrics.instruments import Instruments
+from cluster.metrics.scrape import MetricsExport
 from cluster.request_logs import configure_logging
 from cluster.tracing import Tracing
 from configs import ObservabilityConfig
@@ -41,10 +42,11 @@ def address_or_node(host: str | None) -> str:
     return host or str(ray.util.get_node_ip_address())
 
 
-def metrics_endpoints() -> list[str]:
-    """Where the nodes of this cluster export their metrics, as URLs."""
-    return [
+def metrics_export() -> MetricsExport:
+    """Where the nodes of this cluster export their metrics, and how often their processes bring them there."""
+    endpoints = [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         for node in ray.nodes()
         if node["Alive"] and node["MetricsExportPort"] > 0
     ]
+    return MetricsExport(endpoints, ray._raylet.Config.metrics_report_interval_ms() / 1000)

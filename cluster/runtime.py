@@ -31,6 +31,8 @@ _LOOPBACK = "127.0.0.1"
 _POLL_S = 0.5
 _REPEAT_S = 10.0
 _DELETE_TIMEOUT_S = 30.0
+_METRICS_INTERVAL_MS = 2000
+"""How old exported metrics are at most; Ray's own 10 s are for clusters of many nodes."""
 
 
 class StartupFailed(RuntimeError):
@@ -164,7 +166,7 @@ class Service:
                 "address": "local",
                 "include_dashboard": False,
                 "_node_ip_address": _LOOPBACK,
-                "_system_config": {"worker_niceness": 0},
+                "_system_config": {"worker_niceness": 0, "metrics_report_interval_ms": _METRICS_INTERVAL_MS},
             }
         else:
             on_progress(f"joining the Ray cluster at {self._ray_address}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _LIVE_INTERVAL_S = 2.0
-# Replicas tell Ray's exporter every 10 s what they counted; a shorter look at the metrics would mostly see nothing new.
+# Unless told otherwise, Ray's processes export every 10 s what they counted; a shorter look would see little new.
 _ONCE_INTERVAL_S = 12.0
 _METRICS_WINDOW_S = 30.0
 

@@ -24,6 +24,7 @@ from cluster.ingress.observation import RequestObserver
 from cluster.ingress.scope import RequestScopeMiddleware
 from cluster.ingress.status import StatusSource, status_router
 from cluster.ingress.unknown_fields import refuse_unknown_fields
+from cluster.metrics.scrape import MetricsExport
 from cluster.pipeline import Pipeline
 from cluster.trace import TraceWriter
 from configs import TriptychConfig, read_api_keys
@@ -38,7 +39,7 @@ def build_openai_app(
     pipeline: Pipeline,
     release: Callable[[EmbeddingRef], None],
     status: StatusSource,
-    metrics_endpoints: Callable[[], list[str]],
+    metrics_export: Callable[[], MetricsExport],
     observer: RequestObserver,
 ) -> ASGIApp:
     """The application; its state is made in its lifespan, before vLLM's own begins.
@@ -46,14 +47,14 @@ def build_openai_app(
     Args:
         release: gives up one embedding lease.
         status: gives the statistics of the stages' replicas.
-        metrics_endpoints: where Ray exports metrics, one address per node.
+        metrics_export: tells where Ray exports metrics.
         observer: takes note of every request.
     """
     set_environment({"VLLM_MEDIA_CONNECTOR": CONNECTOR_NAME})
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(config))
     vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     app: FastAPI = build_app(args, _TASKS, vllm_config.model_config)
-    app.include_router(status_router(config.topology, status, metrics_endpoints))
+    app.include_router(status_router(config.topology, status, metrics_export))
     vllm_lifespan = app.router.lifespan_context
 
     @contextlib.asynccontextmanager

@@ -9,20 +9,24 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from cluster.metrics.scrape import MetricsExport
+
 StatusSource = Callable[[], Awaitable[Mapping[str, Sequence[Any]]]]
 """Gives the statistics of each stage's replicas, by stage name."""
 
 
-def status_router(topology: str, source: StatusSource, metrics_endpoints: Callable[[], list[str]]) -> APIRouter:
+def status_router(topology: str, source: StatusSource, metrics_export: Callable[[], MetricsExport]) -> APIRouter:
     """The route. Replicas that do not answer in time are left out of their stage's list."""
     router = APIRouter()
 
     @router.get("/triptych/status")
     async def status() -> dict[str, Any]:
         stages = await source()
+        export = await asyncio.to_thread(metrics_export)
         return {
             "topology": topology,
-            "metrics_endpoints": await asyncio.to_thread(metrics_endpoints),
+            "metrics_endpoints": export.endpoints,
+            "metrics_interval_s": export.interval_s,
             "stages": {name: [dataclasses.asdict(stats) for stats in replicas] for name, replicas in stages.items()},
         }
 

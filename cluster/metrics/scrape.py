@@ -17,6 +17,14 @@ class ScrapeFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsExport:
+    """The URLs at which a cluster exports its metrics, and the seconds after which what is counted shows there."""
+
+    endpoints: list[str]
+    interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One value of one series."""
 

@@ -1,11 +1,10 @@
 """The end-to-end fixtures: a Triptych service with two replicas of each stage, and a plain vLLM server as reference.
 
-Both are started side by side, once for the whole session, as the commands that a user would type.
+Each is started once for the whole session, by the command that a user would type.
 """
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import subprocess
 import sys
@@ -73,25 +72,23 @@ def service_settings(checkpoint: Path, collector: OTLPCollector) -> dict[str, ob
 
 
 @pytest.fixture(scope="session")
-def servers(
-    checkpoint: Path, service_settings: dict[str, object], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Server, Server]]:
-    """(service, reference), both ready."""
-    folder = tmp_path_factory.mktemp("servers")
-    config = folder / "service.yaml"
-    config.write_text(yaml.safe_dump(service_settings))
-    with contextlib.ExitStack() as stack:
-        reference = stack.enter_context(reference_server(checkpoint, MODEL_NAME, MAX_MODEL_LEN, folder))
-        service = stack.enter_context(triptych_server(config, folder))
-        reference.wait_until_ready()
-        service.wait_until_ready()
-        yield service, reference
+def reference_started(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The plain vLLM server, on its way up."""
+    with reference_server(checkpoint, MODEL_NAME, MAX_MODEL_LEN, tmp_path_factory.mktemp("reference")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def service(servers: tuple[Server, Server]) -> Server:
+def service(
+    service_settings: dict[str, object], reference_started: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """The Triptych service."""
-    return servers[0]
+    folder = tmp_path_factory.mktemp("service")
+    config = folder / "service.yaml"
+    config.write_text(yaml.safe_dump(service_settings))
+    with triptych_server(config, folder) as server:
+        server.wait_until_ready()
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -101,9 +98,15 @@ def client(service: Server) -> OpenAI:
 
 
 @pytest.fixture(scope="session")
-def reference(servers: tuple[Server, Server]) -> OpenAI:
+def reference(reference_started: Server) -> OpenAI:
     """The openai package, talking to one colocated engine of the same checkpoint."""
-    return servers[1].client()
+    reference_started.wait_until_ready()
+    return reference_started.client()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts services of its own goes first: beside the shared one, which stays, they would start half as fast."""
+    items.sort(key=lambda item: isinstance(item, pytest.Function) and "service" in item.fixturenames)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -108,3 +108,28 @@ def test_every_replica_gets_a_share(service: Server) -> None:
         assert len(done) == 2, (stage, done)
         assert sum(done.values()) >= 60, (stage, done)
         assert min(done.values()) >= 12, (stage, done)
+
+
+def test_repeated_pictures_are_encoded_once_and_on_one_replica(service: Server) -> None:
+    """Every fifth request has a picture that an earlier one had: each picture is encoded once in the whole stage."""
+    numbers = [20_000 + (number - 3 if number % 5 == 4 else number) for number in range(50)]
+
+    def num_encoded() -> int:
+        return sum(replica["num_encoded"] for replica in stage_status(service, "encoder"))
+
+    async def load() -> None:
+        async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=180) as client:
+            slots = asyncio.Semaphore(4)
+
+            async def ask(number: int) -> None:
+                async with slots:
+                    await client.chat.completions.create(
+                        model=MODEL_NAME, messages=_messages(number), max_tokens=1, temperature=0
+                    )
+
+            await asyncio.gather(*(ask(number) for number in numbers))
+
+    before = num_encoded()
+    asyncio.run(load())
+    assert len(set(numbers)) <= 0.85 * len(numbers)
+    assert num_encoded() - before == len(set(numbers))

@@ -23,24 +23,29 @@ from tests.e2e.otlp_collector import OTLPCollector, ReceivedSpan
 from tests.e2e.servers import Server
 
 _SETTLE_S = 60.0
-_EXPORT_S = 12.0  # Ray's processes report every 10 s
 _NUM_TOKENS = 12
 # Nothing is lost or shed here, so nobody counts that.
 _OF_FAILURES = (registry.RETRIES, registry.SHED)
 
 
 def _samples(service: Server) -> Samples:
-    endpoints = requests.get(f"{service.url}/triptych/status", timeout=30).json()["metrics_endpoints"]
+    endpoints = _status(service)["metrics_endpoints"]
     assert endpoints
     return scrape(endpoints, timeout_s=30.0)
+
+
+def _status(service: Server) -> dict[str, Any]:
+    status: dict[str, Any] = requests.get(f"{service.url}/triptych/status", timeout=30).json()
+    return status
 
 
 def _samples_at_rest(service: Server) -> Samples:
     """What is exported once nothing that earlier tests asked for is still to be counted."""
     deadline = time.monotonic() + 2 * _SETTLE_S
+    interval_s = _status(service)["metrics_interval_s"]
     before = _samples(service)
     while True:
-        time.sleep(_EXPORT_S)
+        time.sleep(1.25 * interval_s)
         after = _samples(service)
         if _counts(after) == _counts(before):
             return after

@@ -8,14 +8,13 @@ import httpx
 
 from cluster.cli.bench.results import StageTime
 from cluster.metrics import registry
-from cluster.metrics.scrape import Samples, ScrapeFailed, scrape
+from cluster.metrics.scrape import MetricsExport, Samples, ScrapeFailed, scrape
 from configs.environment import read_environment
 
 _TIMEOUT_S = 10.0
 _STAGES = ("encoder", "prefill", "decode")
-# Each replica tells Ray's exporter every 10 s what it counted, unless Ray was started otherwise.
-_QUIET_S = 12.5
-_POLL_S = 2.5
+_QUIET_INTERVALS = 1.25
+_POLLS_PER_INTERVAL = 4
 _SETTLE_S = 60.0
 
 
@@ -23,7 +22,7 @@ class StageTimes:
     """The difference between the metrics at two moments. A server that is no Triptych service has none."""
 
     def __init__(self, base_url: str) -> None:
-        self._endpoints = _endpoints(base_url)
+        self._export = _export(base_url)
         self._before = self._read()
 
     def since_then(self) -> dict[str, StageTime]:
@@ -46,8 +45,9 @@ class StageTimes:
         deadline = time.monotonic() + _SETTLE_S
         samples = self._read()
         quiet_since = time.monotonic()
-        while samples is not None and time.monotonic() < min(quiet_since + _QUIET_S, deadline):
-            time.sleep(_POLL_S)
+        quiet_s = _QUIET_INTERVALS * self._export.interval_s
+        while samples is not None and time.monotonic() < min(quiet_since + quiet_s, deadline):
+            time.sleep(self._export.interval_s / _POLLS_PER_INTERVAL)
             newer = self._read()
             if newer is not None and _work(newer) != _work(samples):
                 quiet_since = time.monotonic()
@@ -56,7 +56,7 @@ class StageTimes:
 
     def _read(self) -> Samples | None:
         try:
-            return scrape(self._endpoints, _TIMEOUT_S) if self._endpoints else None
+            return scrape(self._export.endpoints, _TIMEOUT_S) if self._export.endpoints else None
         except ScrapeFailed:
             return None
 
@@ -74,13 +74,16 @@ def _mean(metric: registry.Metric, stage: str, before: Samples, after: Samples) 
     return grown("sum") / grown("count") if grown("count") > 0 else None
 
 
-def _endpoints(base_url: str) -> list[str]:
+def _export(base_url: str) -> MetricsExport:
+    nothing = MetricsExport([], 0.0)
     try:
         headers = read_environment().authorization
         answer = httpx.get(f"{base_url}/triptych/status", timeout=_TIMEOUT_S, headers=headers)
     except httpx.HTTPError:
-        return []
+        return nothing
     if answer.status_code != httpx.codes.OK:
-        return []
-    endpoints: list[str] = answer.json().get("metrics_endpoints", [])
-    return endpoints
+        return nothing
+    status = answer.json()
+    if "metrics_endpoints" not in status:
+        return nothing
+    return MetricsExport(status["metrics_endpoints"], status["metrics_interval_s"])
