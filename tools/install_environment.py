@@ -98,7 +98,7 @@ def install_others(python: Path, packages: list[str], log_dir: Path, lock_fd: in
         state = "unpacking" if num_collected >= len(packages) else f"found {num_collected} of {len(packages)}"
         say(f"      {state}")
 
-    # Byte code is written at first import: compiling it all here would take longer than the imports that need it.
+    # Compiled together afterwards, on all cores.
     shards = [["--no-compile", "--only-binary", ":all:", *packages[index::num_shards]] for index in range(num_shards)]
     pip_install(python, shards, log_dir, report, keep_open=(lock_fd,))
 
@@ -120,13 +120,15 @@ def site_packages(python: Path) -> Path:
     return Path(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip())
 
 
-def compile_ray(python: Path) -> None:
-    """Write Ray's byte code: its node gives up on agents not up within 15 s, too little to compile them as well."""
-    command = [str(python), "-m", "compileall", "-q", "-j", "0", "-x", "/(rllib|tune|train|tests)/"]
+def compile_packages(python: Path) -> None:
+    """Write the byte code of all packages.
+
+    Where Python is told to write none at import, as in many containers, every process would compile anew what it
+    imports, which doubles the time that an engine takes to start; and Ray's node gives up on agents not up within 15 s.
+    """
+    command = [str(python), "-m", "compileall", "-q", "-j", "0", "-x", "/(tests?|rllib)/"]
     # A file that cannot be compiled is a template; nothing imports it.
-    subprocess.run(
-        [*command, str(site_packages(python) / "ray")], capture_output=True, timeout=STEP_DEADLINE_S, check=False
-    )
+    subprocess.run([*command, str(site_packages(python))], capture_output=True, timeout=STEP_DEADLINE_S, check=False)
 
 
 def check_imports(python: Path) -> None:
@@ -157,7 +159,8 @@ def install(venv: Path, wanted: Stamp, lock_fd: int) -> None:
         install_torch(python, torch, log_dir, lock_fd)
         say(f"[3/{NUM_STEPS}] {len(others)} packages of {LOCK_FILE}")
         install_others(python, others, log_dir, lock_fd)
-        compile_ray(python)
+        say("      compiling")
+        compile_packages(python)
         write_stamp(venv, Stamp(locked=wanted.locked, project=""))
     say(f"[4/{NUM_STEPS}] triptych itself")
     install_project(python, log_dir, lock_fd)

@@ -41,6 +41,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from cluster.ingress.app import build_openai_app
 from cluster.ingress.observation import RequestObserver
 from cluster.metrics.instruments import Instruments
+from cluster.metrics.scrape import MetricsExport
 from cluster.pipeline import Pipeline
 from cluster.tracing import Tracing
 from configs import TriptychConfig, embedding_fingerprint
@@ -114,10 +115,10 @@ async def served(
     async def status() -> dict[str, list[Any]]:
         return {"encoder": [encoder.stats()], "decode": [1]}
 
-    pipeline = Pipeline(encoder, None, decode, attempts=1)
+    pipeline = Pipeline(encoder, None, decode, attempts=1, busy_wait_s=config.limits.busy_wait_s)
     tracing = Tracing(config.observability, "ingress", "only")
     observer = RequestObserver(Instruments("ingress", "only"), tracing)
-    app = build_openai_app(config, pipeline, leases.release, status, list, observer)
+    app = build_openai_app(config, pipeline, leases.release, status, lambda: MetricsExport([], 0.0), observer)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, host=_HOST, port=port, log_level="warning", lifespan="on"))
     serving = asyncio.ensure_future(server.serve())
