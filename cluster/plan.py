@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,13 +48,19 @@ class DeploymentPlan:
         custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
         options: dict[str, Any] = {
             "num_cpus": self.resources.get("CPU", _NO_CPU),
-            "runtime_env": {"env_vars": {**REPLICA_ENVIRONMENT, **self.environment}},
+            "runtime_env": {"env_vars": {**REPLICA_ENVIRONMENT, **self.environment}, **_interpreter()},
         }
         if "GPU" in self.resources:
             options["num_gpus"] = self.resources["GPU"]
         if custom:
             options["resources"] = custom
         return options
+
+
+def _interpreter() -> dict[str, str]:
+    """Ray starts a replica by a shell command that names its Python without quotes; with a space in it that fails."""
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def plan_deployments(config: TriptychConfig) -> dict[str, DeploymentPlan]:

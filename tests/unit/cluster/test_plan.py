@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from ray.serve._private.build_app import build_app as resolve_graph
 
 from cluster.app import build_service
+from cluster.plan import plan_deployments
 from configs import TriptychConfig
 
 
@@ -19,3 +24,15 @@ def test_no_replica_is_ended_before_the_longest_request_is(deadline_s: float) ->
     }
     assert {*drains} == {"ingress", "encoder", "prefill", "decode"}
     assert all(drain_s > deadline_s for drain_s in drains.values())
+
+
+def test_replicas_start_where_the_path_of_python_has_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray puts the name into a shell command as it is."""
+    python = tmp_path / "a folder" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(python))
+    (plan, *_) = plan_deployments(TriptychConfig.model_validate({"model": "a/b", "decode": {}})).values()
+    named = plan.actor_options()["runtime_env"]["py_executable"]
+    done = subprocess.run(["bash", "-c", f"exec {named} -c 'print(1)'"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
