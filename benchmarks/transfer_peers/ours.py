@@ -62,9 +62,9 @@ class ServerProducer(Producer):
         self._server.close()
 
     def _wait_for_releases(self) -> None:
-        """A consumer that reads without asking is ahead of its releases; the arena must have room for the next."""
+        """As with the other peers, the one before is given back before the next begins; the very first one is kept."""
         deadline = time.monotonic() + WAIT_S
-        while self._server.stats().num_leases > _HEADROOM // 2:
+        while self._server.stats().num_leases > 1:
             if time.monotonic() > deadline:
                 raise TimeoutError("transfers that were fetched are not released")
             time.sleep(1e-4)
