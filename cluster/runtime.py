@@ -31,7 +31,7 @@ _LOOPBACK = "127.0.0.1"
 _POLL_S = 0.5
 _REPEAT_S = 10.0
 _DELETE_TIMEOUT_S = 30.0
-_METRICS_INTERVAL_MS = 2000
+_METRICS_INTERVAL_MS = 5000
 """How old exported metrics are at most; Ray's own 10 s are for clusters of many nodes."""
 
 
