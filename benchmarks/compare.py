@@ -22,7 +22,7 @@ import yaml
 
 from benchmarks.machine import describe_machine
 from benchmarks.ratios import COLOCATED, ratio_lines, ratios
-from benchmarks.service import random_checkpoint, running_server, running_service
+from benchmarks.service import plain_vllm, random_checkpoint, running_server, running_service
 from cluster.cli.bench import run_scenarios
 from cluster.cli.bench.report import table_lines
 from cluster.cli.bench.results import ScenarioResult
@@ -65,17 +65,10 @@ def main() -> int:
 @contextlib.contextmanager
 def _colocated(checkpoint: Path, threads: int, folder: Path) -> Iterator[str]:
     """vLLM's own server: what `vllm serve` starts."""
-    arguments = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--served-model-name", _MODEL]
-    arguments += ["--dtype", "float32", "--max-model-len", str(_MAX_MODEL_LEN), "--enforce-eager"]
-    arguments += ["--kv-cache-memory-bytes", str(_KV_CACHE_MIB * 2**20), "--limit-mm-per-prompt", '{"image": 16}']
-    # As Triptych's engines on a CPU: in the engine's own process, since vLLM's worker process spins between steps.
-    arguments += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
-    environment = {
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(threads),
-        "TORCH_COMPILE_DISABLE": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    arguments, environment = plain_vllm(
+        checkpoint, _MODEL, max_model_len=_MAX_MODEL_LEN, kv_cache_mib=_KV_CACHE_MIB, num_threads=threads
+    )
+    arguments += ["--limit-mm-per-prompt", '{"image": 16}']
     with running_server(arguments, environment, folder / "colocated.log") as url:
         yield url
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,8 +13,12 @@ from pathlib import Path
 
 import httpx
 
+from configs.ports import free_port
+
 _START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 120.0
+# As in `llm_workers/engine_config.py`, whose import would load all of vLLM.
+_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 def random_checkpoint(family: str, folder: Path) -> Path:
@@ -24,6 +27,24 @@ def random_checkpoint(family: str, folder: Path) -> Path:
     tool = Path(__file__).parents[1] / "tools" / "make_random_checkpoint.py"
     subprocess.run([sys.executable, str(tool), str(checkpoint), "--family", family], check=True)
     return checkpoint
+
+
+def plain_vllm(
+    model: Path, name: str, *, max_model_len: int, kv_cache_mib: int, num_threads: int
+) -> tuple[list[str], dict[str, str]]:
+    """Arguments of Python and variables for what `vllm serve` starts: one engine of the whole model, float32, CPU."""
+    arguments = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", name]
+    arguments += ["--dtype", "float32", "--max-model-len", str(max_model_len), "--enforce-eager"]
+    arguments += ["--kv-cache-memory-bytes", str(kv_cache_mib * 2**20)]
+    # As Triptych's engines on a CPU: in the engine's own process, since vLLM's worker process spins between steps.
+    arguments += ["--distributed-executor-backend", _ONE_PROCESS]
+    environment = {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(num_threads),
+        "TORCH_COMPILE_DISABLE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return arguments, environment
 
 
 @contextlib.contextmanager
@@ -44,9 +65,7 @@ def running_server(arguments: Sequence[str], environment: Mapping[str, str], log
     Raises:
         RuntimeError: it did not come up; with the end of its log.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port("127.0.0.1")
     command = [sys.executable, *arguments, "--port", str(port)]
     with log.open("wb") as out:
         process = subprocess.Popen(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +14,12 @@ from pathlib import Path
 import requests
 from openai import OpenAI
 
+from benchmarks.service import plain_vllm
+from configs.ports import free_port
+
 _START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 120.0
+_KV_CACHE_MIB = 192
 
 
 class Server:
@@ -71,7 +74,7 @@ class Server:
 @contextlib.contextmanager
 def triptych_server(config: Path, folder: Path) -> Iterator[Server]:
     """`triptych serve` on a free port."""
-    port = free_port()
+    port = free_port("127.0.0.1")
     triptych = Path(sys.executable).with_name("triptych")
     command = [str(triptych), "serve", str(config), "--port", str(port)]
     with _started(command, port, folder / f"triptych-{port}.log", {}) as server:
@@ -81,32 +84,14 @@ def triptych_server(config: Path, folder: Path) -> Iterator[Server]:
 @contextlib.contextmanager
 def reference_server(model: Path, name: str, max_model_len: int, folder: Path) -> Iterator[Server]:
     """vLLM's own server (what `vllm serve` starts) with the whole model in one engine, float32."""
-    port = free_port()
-    command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
-        *("--served-model-name", name),
-        *("--dtype", "float32", "--max-model-len", str(max_model_len), "--enforce-eager", "--host", "127.0.0.1"),
-        *("--port", str(port), "--kv-cache-memory-bytes", str(192 * 2**20), "--mm-processor-cache-gb", "0"),
-        *("--limit-mm-per-prompt", '{"image": 4, "video": 0}'),
-    ]
-    # In the engine's own process: a worker process spins for a while after every step, and so would starve the others.
-    command += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
-    environment = {
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "TORCH_COMPILE_DISABLE": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    port = free_port("127.0.0.1")
+    arguments, environment = plain_vllm(
+        model, name, max_model_len=max_model_len, kv_cache_mib=_KV_CACHE_MIB, num_threads=1
+    )
+    arguments += ["--mm-processor-cache-gb", "0", "--limit-mm-per-prompt", '{"image": 4, "video": 0}']
+    command = [sys.executable, *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with _started(command, port, folder / f"reference-{port}.log", environment) as server:
         yield server
-
-
-def free_port() -> int:
-    """A TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -38,6 +39,20 @@ def _expected(reference: OpenAI) -> list[list[int]]:
         )
         answers.append(answer.choices[0].token_ids)
     return answers
+
+
+async def _ask_in_turns(service: Server, numbers: Iterable[int], num_tokens: int, at_a_time: int) -> None:
+    """Ask about these pictures, so many at a time."""
+    async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=180) as client:
+        slots = asyncio.Semaphore(at_a_time)
+
+        async def ask(number: int) -> None:
+            async with slots:
+                await client.chat.completions.create(
+                    model=MODEL_NAME, messages=_messages(number), max_tokens=num_tokens, temperature=0
+                )
+
+        await asyncio.gather(*(ask(number) for number in numbers))
 
 
 async def _ask_all(service: Server) -> list[list[int]]:
@@ -90,19 +105,7 @@ def test_every_replica_gets_a_share(service: Server) -> None:
     fields = {"encoder": "num_encoded", "prefill": "num_finished", "decode": "num_finished"}
     before = {stage: counts(stage, field) for stage, field in fields.items()}
 
-    async def load() -> None:
-        async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=180) as client:
-            slots = asyncio.Semaphore(16)
-
-            async def ask(number: int) -> None:
-                async with slots:
-                    await client.chat.completions.create(
-                        model=MODEL_NAME, messages=_messages(10_000 + number), max_tokens=4, temperature=0
-                    )
-
-            await asyncio.gather(*(ask(number) for number in range(60)))
-
-    asyncio.run(load())
+    asyncio.run(_ask_in_turns(service, range(10_000, 10_060), num_tokens=4, at_a_time=16))
     for stage, field in fields.items():
         done = {pid: number - before[stage].get(pid, 0) for pid, number in counts(stage, field).items()}
         assert len(done) == 2, (stage, done)
@@ -117,19 +120,7 @@ def test_repeated_pictures_are_encoded_once_and_on_one_replica(service: Server) 
     def num_encoded() -> int:
         return sum(replica["num_encoded"] for replica in stage_status(service, "encoder"))
 
-    async def load() -> None:
-        async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=180) as client:
-            slots = asyncio.Semaphore(4)
-
-            async def ask(number: int) -> None:
-                async with slots:
-                    await client.chat.completions.create(
-                        model=MODEL_NAME, messages=_messages(number), max_tokens=1, temperature=0
-                    )
-
-            await asyncio.gather(*(ask(number) for number in numbers))
-
     before = num_encoded()
-    asyncio.run(load())
+    asyncio.run(_ask_in_turns(service, numbers, num_tokens=1, at_a_time=4))
     assert len(set(numbers)) <= 0.85 * len(numbers)
     assert num_encoded() - before == len(set(numbers))

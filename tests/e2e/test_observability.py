@@ -207,7 +207,7 @@ def test_top_shows_every_replica(service: Server) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=wide).stdout
     assert "Triptych E/P/D" in shown
     assert "without latencies" not in shown
-    stages = requests.get(f"{service.url}/triptych/status", timeout=30).json()["stages"]
+    stages = _status(service)["stages"]
     lines = [line.split() for line in shown.splitlines()]
     for stage, replicas in stages.items():
         for replica in replicas:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from configs.environment import read_environment
+from configs.ports import free_port
 
 _TIMEOUT_S = 30.0
 _START_TIMEOUT_S = 1800.0
@@ -58,9 +58,7 @@ def open_target(url_or_config: str, model: str | None) -> Iterator[Target]:
 @contextlib.contextmanager
 def _served(config: Path) -> Iterator[str]:
     """`triptych serve` of this file on a free port of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port("127.0.0.1")
     command = [sys.executable, "-m", "cluster.cli", "serve", str(config), "--port", str(port)]
     with tempfile.TemporaryFile("w+b") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

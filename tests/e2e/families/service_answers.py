@@ -45,13 +45,13 @@ from cluster.metrics.scrape import MetricsExport
 from cluster.pipeline import Pipeline
 from cluster.tracing import Tracing
 from configs import TriptychConfig, embedding_fingerprint
+from configs.ports import free_port
 from encoder_workers.worker import EncoderWorker
 from llm_workers.embedding_params import request_params
 from llm_workers.embedding_path import EmbeddingPath
 from llm_workers.engine_config import engine_args
 from llm_workers.engine_input import engine_input
 from llm_workers.messages import DecodeRequest, KVParams
-from tests.e2e.servers import free_port
 from transfer import ClientSettings, EmbeddingClient, FailureCollector
 
 _HOST = "127.0.0.1"
@@ -119,7 +119,7 @@ async def served(
     tracing = Tracing(config.observability, "ingress", "only")
     observer = RequestObserver(Instruments("ingress", "only"), tracing)
     app = build_openai_app(config, pipeline, leases.release, status, lambda: MetricsExport([], 0.0), observer)
-    port = free_port()
+    port = free_port(_HOST)
     server = uvicorn.Server(uvicorn.Config(app, host=_HOST, port=port, log_level="warning", lifespan="on"))
     serving = asyncio.ensure_future(server.serve())
     try:

@@ -145,6 +145,8 @@ def test_rubbish_stale_and_duplicate_replies_are_dropped(bench: Any, make_ref: A
             [encode(Chunk(fetch_id, 0))],
             [encode(FetchRequest(1, "a", "b", "c", "d", (), 1.0))],
             [encode(FetchReply(stale_id, ref.transfer_id, Status.OK, "zmq", segments, (6, 4), "float32"))],
+            [encode(FetchReply(stale_id, ref.transfer_id, Status.OK, "zmq", segments, (6, 4), "float32")), wrong],
+            [encode(FetchReply(fetch_id, "b" * 32, Status.OK, "zmq", segments, (6, 4), "float32")), wrong],
             [encode(Chunk(stale_id, 0)), wrong],
             [encode(Chunk(fetch_id, 0)), wrong],
             [encode(FetchReply(fetch_id, "b" * 32, Status.EXPIRED))],
@@ -155,3 +157,18 @@ def test_rubbish_stale_and_duplicate_replies_are_dropped(bench: Any, make_ref: A
         ]:
             encoder.send_multipart([identity, *frames])
         assert torch.equal(future.result(WAIT_S), TENSOR)
+
+
+@pytest.mark.parametrize("segments, data", [((Segment(0, 6, TENSOR.nbytes),), bytes(TENSOR.nbytes + 1)), ((), b"data")])
+def test_data_that_does_not_fit_the_reply_it_comes_with_ends_the_fetch(
+    bench: Any, make_ref: Any, context: Any, segments: tuple[Segment, ...], data: bytes
+) -> None:
+    client = bench.client()
+    with context.socket(zmq.ROUTER) as encoder:
+        port = encoder.bind_to_random_port("tcp://127.0.0.1")
+        ref = make_ref("a" * 32, TENSOR, f"tcp://127.0.0.1:{port}")
+        future = client.fetch(ref, WAIT_S)
+        identity, request = encoder.recv_multipart()
+        reply = FetchReply(_fetch_id(request), ref.transfer_id, Status.OK, "zmq", segments, (6, 4), "float32")
+        encoder.send_multipart([identity, encode(reply), data])
+        assert isinstance(future.exception(WAIT_S), ProtocolError)
