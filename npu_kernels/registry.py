@@ -13,10 +13,11 @@ from npu_kernels.interface import OP_NAMES, Ops
 REFERENCE = "torch"
 _BACKEND_MODULES: dict[str, str] = {
     "torch": "npu_kernels.torch_ops",
+    "cpu": "npu_kernels.cpu_ops",
     "cuda": "npu_kernels.cuda_ops",
     "npu": "npu_kernels.ascend",
 }
-_BACKEND_OF_DEVICE: dict[str, str] = {"cpu": "torch", "cuda": "cuda", "npu": "npu"}
+_BACKEND_OF_DEVICE: dict[str, str] = {"cpu": "cpu", "cuda": "cuda", "npu": "npu"}
 
 
 class Backend(Protocol):

@@ -25,7 +25,7 @@ TOLERANCE: dict[torch.dtype, float] = {torch.float32: 1e-5, torch.float16: 8e-3,
 ACTIVATIONS = ("swiglu", "gelu", "gelu_tanh", "quick_gelu")
 ACTIVATION_TOLERANCE: dict[torch.dtype, float] = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 _ACTIVATION_FLOOR = 0.1
-_LENGTHS = (64, 36, 64, 7)
+_LENGTHS = (64, 300, 64, 7)
 _UNIT = 4
 
 

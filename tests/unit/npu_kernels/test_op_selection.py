@@ -21,10 +21,17 @@ CPU = torch.device("cpu")
 SHAPE = AttentionShape(num_heads=4, head_dim=80)
 
 
-@pytest.mark.parametrize("spec", ["auto", "torch", {}, {"attention": "torch"}])
-def test_cpu_gets_the_reference(spec: str | dict[str, str]) -> None:
+@pytest.mark.parametrize("spec", ["auto", {}, {"attention": "torch"}])
+def test_cpu_gets_its_backend_and_the_reference_for_the_rest(spec: str | dict[str, str]) -> None:
     ops = select_ops(spec, CPU)
     assert set(ops.sources) == set(OP_NAMES)
+    assert ops.sources["rotary"] == "cpu"
+    assert ops.sources["layer_norm"] == "torch"
+    assert (ops.attention is torch_ops.attention) == (ops.sources["attention"] == "torch")
+
+
+def test_the_reference_is_there_by_name() -> None:
+    ops = select_ops("torch", CPU)
     assert set(ops.sources.values()) == {"torch"}
     assert ops.attention is torch_ops.attention
 
@@ -42,9 +49,10 @@ def test_bad_names_are_told(spec: str | dict[str, str], message: str) -> None:
         select_ops(spec, CPU)
 
 
+@pytest.mark.parametrize("spec", ["torch", "cpu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_reference_passes_its_own_check_in_every_type(dtype: torch.dtype) -> None:
-    errors = check_ops(select_ops("auto", CPU), CPU, dtype, SHAPE)
+def test_what_runs_on_a_cpu_passes_the_check_in_every_type(spec: str, dtype: torch.dtype) -> None:
+    errors = check_ops(select_ops(spec, CPU), CPU, dtype, SHAPE)
     assert set(errors) == set(OP_NAMES)
 
 
