@@ -1,7 +1,8 @@
 """Measures how fast embeddings get from an encoder's process to another: our channels and what they are compared with.
 
 Producer and consumer are separate processes of this machine. The peers of one size take turns, so that other work on
-the machine meets them alike. Times end with the bytes in memory of the consumer:
+the machine meets them alike. Times end with the bytes in memory of the consumer; `shm held` and `ec_example` map what
+the producer wrote, all others copy:
 
 - fetch: from asking, where the embedding has been ready at the producer for a while.
 - stream: as fetch with several under way at a time, per embedding; what goes through, not how long one takes.

@@ -11,6 +11,7 @@ _FILES = {
     "socket": ("raw_socket", "Socket"),
     "zmq": ("ours", "Zmq"),
     "shm": ("ours", "Shm"),
+    "shm held": ("ours", "Held"),
     "nixl": ("nixl_read", "Nixl"),
     "ec_example": ("ec_example", "File"),
 }

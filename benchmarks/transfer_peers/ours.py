@@ -16,6 +16,7 @@ from transfer import (
     EmbeddingClient,
     EmbeddingRef,
     EmbeddingServer,
+    HeldBlock,
     new_transfer_id,
     receive_channels,
     send_channels,
@@ -78,6 +79,16 @@ class ShmProducer(ServerProducer):
     channel = "shm"
 
 
+class HeldProducer(ShmProducer):
+    """As an encoder does it: its output goes into the arena, and nothing else is copied."""
+
+    def publish(self) -> None:
+        placed = self._server.place(self._tensor)
+        assert placed is not None
+        shape = (placed.shape[0], placed.shape[1])
+        assert self._server.publish(self._transfer_id, tensor_to_buffer(placed), shape, "float32")
+
+
 class ClientConsumer(Consumer):
     """Our embedding client, into memory that is already there as it is for the peers."""
 
@@ -86,8 +97,7 @@ class ClientConsumer(Consumer):
 
     def __init__(self, address: str, num_bytes: int) -> None:
         super().__init__(address, num_bytes)
-        # The producer is stopped while others have their turn, which is no reason to think it dead.
-        self._client = EmbeddingClient(FINGERPRINT, ClientSettings(liveness_s=WAIT_S), receive_channels([address]))
+        self._client = _client(address)
         self._idle = deque(tensor_to_buffer(torch.zeros(num_bytes // 4)) for _ in range(NUM_IN_FLIGHT))
         self._expected: deque[tuple[Future[torch.Tensor], memoryview]] = deque()
 
@@ -105,6 +115,43 @@ class ClientConsumer(Consumer):
 
     def close(self) -> None:
         self._client.close()
+
+
+class HeldConsumer(Consumer):
+    """As an engine does it: the embedding is held where its encoder put it, mapped into this process."""
+
+    parks = True
+
+    def __init__(self, address: str, num_bytes: int) -> None:
+        super().__init__(address, num_bytes)
+        self._client = _client(address)
+        self._future: Future[torch.Tensor | HeldBlock] = Future()
+        self._held: HeldBlock | None = None
+
+    def expect(self, item: EmbeddingRef) -> None:
+        self._future = self._client.fetch_in_place(item, WAIT_S)
+
+    def collect(self) -> torch.Tensor:
+        held = self._future.result(WAIT_S)
+        assert isinstance(held, HeldBlock)
+        self._held = held
+        tensor = torch.frombuffer(held.memory, dtype=torch.uint8)
+        # As for the file of `ec_example`: having it includes that every page of it is there.
+        tensor[::4096].sum()
+        return tensor
+
+    def done(self, item: EmbeddingRef) -> None:
+        if self._held is not None:
+            self._held.close()
+        self._client.release(item)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _client(channel: str) -> EmbeddingClient:
+    # The producer is stopped while others have their turn, which is no reason to think it dead.
+    return EmbeddingClient(FINGERPRINT, ClientSettings(liveness_s=WAIT_S), receive_channels([channel]))
 
 
 ZmqConsumer = ShmConsumer = ClientConsumer
