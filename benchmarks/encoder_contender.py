@@ -179,9 +179,10 @@ def _operations(tower: Any, batch: Sequence[Any]) -> float:
     shapes = [tower.shape(item) for item in batch]
     outside = 0
     num_rows, num_tokens = sum(shape.num_rows for shape in shapes), sum(i.metadata.num_tokens for i in batch)
-    for name, parameter in tower._parameters.named_parameters():
-        if parameter.dim() == 2 and not name.startswith(("blocks.", "layers.", "pos", "embed")):
-            outside += parameter.numel() * (num_rows if name.startswith("patch_embed") else num_tokens)
+    for name, layer in tower._parameters.named_modules():
+        if isinstance(layer, nn.Linear) and not name.startswith(("blocks.", "layers.")):
+            size = layer.in_features * layer.out_features
+            outside += size * (num_rows if name.startswith("patch_embed") else num_tokens)
     inside: float = sum(tower.costs.of(shape) for shape in shapes)
     return 2.0 * (inside + outside)
 

@@ -2,6 +2,7 @@
 
 from npu_kernels.device import resolve_device, resolve_dtype, synchronize
 from npu_kernels.interface import OP_NAMES, Ops
+from npu_kernels.linear import Linear
 from npu_kernels.registry import select_ops
 from npu_kernels.segments import Segments
 from npu_kernels.self_test import AttentionShape, KernelMismatch, check_ops
@@ -10,6 +11,7 @@ __all__ = [
     "OP_NAMES",
     "AttentionShape",
     "KernelMismatch",
+    "Linear",
     "Ops",
     "Segments",
     "check_ops",

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from npu_kernels import torch_ops
+from npu_kernels.linear import linear
 from npu_kernels.segments import Segments
 
 _FEWEST_ROWS = 256
@@ -104,6 +105,23 @@ def rotary(x_THD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> t
     return out
 
 
+def patch_embed(x_TE: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return linear(x_TE, weight, bias)
+
+
+def patch_merge(
+    x_TE: torch.Tensor,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor,
+    *,
+    unit: int,
+) -> torch.Tensor:
+    joined = x_TE.reshape(x_TE.shape[0] // unit, unit * x_TE.shape[1])
+    return linear(F.gelu(linear(joined, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
+
+
 def rms_norm(x_TE: torch.Tensor, weight_E: torch.Tensor, eps: float) -> torch.Tensor:
     out = torch.empty(x_TE.shape, dtype=x_TE.dtype)
     for rows in _blocks(x_TE):
@@ -146,6 +164,8 @@ def provided_ops(device: torch.device) -> dict[str, Callable[..., object]]:
         return {}
     provided: dict[str, Callable[..., object]] = {
         "rotary": rotary,
+        "patch_embed": patch_embed,
+        "patch_merge": patch_merge,
         "rms_norm": rms_norm,
         "add_rms_norm": add_rms_norm,
         "swiglu": swiglu,

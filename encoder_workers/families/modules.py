@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from npu_kernels import Ops, Segments
+from npu_kernels import Linear, Ops, Segments
 
 NORM_EPS = 1e-6
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -51,8 +51,8 @@ class PackedAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = width // num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(
         self, x_TE: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, segments: Segments, ops: Ops
@@ -71,8 +71,8 @@ class Mlp(nn.Module):
     def __init__(self, width: int, mlp_width: int, activation: Activation) -> None:
         super().__init__()
         self.activation = activation
-        self.fc1 = nn.Linear(width, mlp_width)
-        self.fc2 = nn.Linear(mlp_width, width)
+        self.fc1 = Linear(width, mlp_width)
+        self.fc2 = Linear(mlp_width, width)
 
     def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
         inner = self.fc1(x)

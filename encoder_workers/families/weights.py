@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from encoder_workers.checkpoint import Checkpoint, CheckpointError
+from npu_kernels import Linear
 
 Sources = Callable[[str], tuple[str, ...]]
 """Names in the checkpoint of the tensors that, joined along dim 0, make a parameter; from the parameter's name."""
@@ -68,6 +69,9 @@ def load_parameters(
         state[parameter] = joined.reshape(shape).contiguous()
     module.load_state_dict(state, strict=True, assign=True)
     module.requires_grad_(False).eval()
+    for layer in module.modules():
+        if isinstance(layer, Linear):
+            layer.pack()
 
 
 def _require_same(wanted: set[str], found: set[str], checkpoint: Checkpoint) -> None:

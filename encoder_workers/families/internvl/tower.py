@@ -19,7 +19,7 @@ from encoder_workers.families.modules import Activation, LayerNorm, Mlp, Norm, P
 from encoder_workers.families.normalize import PatchNormalizer
 from encoder_workers.media import Prepared
 from encoder_workers.shares import CostModel, ItemShape, Share, whole
-from npu_kernels import AttentionShape, Ops, Segments
+from npu_kernels import AttentionShape, Linear, Ops, Segments
 
 PROJECTOR_EPS = 1e-5
 NormKind = Literal["layer_norm", "rms_norm"]
@@ -64,8 +64,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.head_dim = config.width // config.num_heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.width, config.width)
+        self.qkv = Linear(config.width, 3 * config.width, bias=config.qkv_bias)
+        self.proj = Linear(config.width, config.width)
         self.q_norm = BlockNorm(config.width, "rms_norm", config.eps) if config.qk_norm else None
         self.k_norm = BlockNorm(config.width, "rms_norm", config.eps) if config.qk_norm else None
 

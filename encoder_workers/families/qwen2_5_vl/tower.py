@@ -22,7 +22,7 @@ from encoder_workers.families.qwen_pixels import PixelSettings
 from encoder_workers.families.rope_2d import Rope2D, merge_order_positions
 from encoder_workers.media import Prepared
 from encoder_workers.shares import CostModel, ItemShape, Share, attention_segments, whole
-from npu_kernels import AttentionShape, Ops, Segments
+from npu_kernels import AttentionShape, Linear, Ops, Segments
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class TowerConfig:
 class _GatedMlp(nn.Module):
     def __init__(self, width: int, mlp_width: int) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(width, 2 * mlp_width)
-        self.down_proj = nn.Linear(mlp_width, width)
+        self.gate_up_proj = Linear(width, 2 * mlp_width)
+        self.down_proj = Linear(mlp_width, width)
 
 
 class _Block(nn.Module):

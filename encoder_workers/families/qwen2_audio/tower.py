@@ -17,7 +17,7 @@ from encoder_workers.families.costs import transformer_costs
 from encoder_workers.families.modules import Activation, LayerNorm, Mlp
 from encoder_workers.media import Prepared
 from encoder_workers.shares import CostModel, ItemShape, Share, attention_segments, whole
-from npu_kernels import AttentionShape, Ops, Segments
+from npu_kernels import AttentionShape, Linear, Ops, Segments
 
 NORM_EPS = 1e-5
 
@@ -42,10 +42,10 @@ class Attention(nn.Module):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         self.heads = (config.num_heads, config.width // config.num_heads)
-        self.q_proj = nn.Linear(config.width, config.width)
-        self.k_proj = nn.Linear(config.width, config.width, bias=False)
-        self.v_proj = nn.Linear(config.width, config.width)
-        self.out_proj = nn.Linear(config.width, config.width)
+        self.q_proj = Linear(config.width, config.width)
+        self.k_proj = Linear(config.width, config.width, bias=False)
+        self.v_proj = Linear(config.width, config.width)
+        self.out_proj = Linear(config.width, config.width)
 
     def forward(self, x_TE: torch.Tensor, segments: Segments, ops: Ops) -> torch.Tensor:
         q, k, v = (p(x_TE).view(-1, *self.heads) for p in (self.q_proj, self.k_proj, self.v_proj))
@@ -83,7 +83,7 @@ class Qwen2AudioParameters(nn.Module):
         self.embed_positions = nn.Embedding(config.num_positions, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.layer_norm = LayerNorm(config.width, NORM_EPS)
-        self.projector = nn.Linear(config.width, config.out_width)
+        self.projector = Linear(config.width, config.out_width)
 
 
 class Qwen2AudioTower:
