@@ -5,7 +5,8 @@
                    +-- BadMedia ------ + -- dropped ---+-- EncodeFailed
 
 An item that nobody waits for any more is dropped before it costs a pass. A bad item fails alone, and so does the item
-that makes a pass fail: the pass is repeated item by item.
+that makes a pass fail: the pass is repeated item by item. One that the device has no memory for is repeated in halves,
+and those that follow are no larger than these.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch
 
 from encoder_workers.encoder import Encoder
 from encoder_workers.media import Media, Prepared
-from transfer.errors import EncodeFailed, TriptychError
+from npu_kernels import is_out_of_memory
+from transfer.errors import EncodeFailed, OutOfMemory, TriptychError
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +157,8 @@ class Batcher:
             return
         except Exception as error:  # The edge of this thread: every failure becomes the item's own outcome.
             logger.exception("preparing an item failed")
-            self._fail(job, EncodeFailed(f"the {job.media.modality} could not be prepared: {type(error).__name__}"))
+            kind = OutOfMemory if is_out_of_memory(error) else EncodeFailed
+            self._fail(job, kind(f"the {job.media.modality} could not be prepared: {type(error).__name__}"))
             return
         with self._changed:
             times = ItemTimes(submitted, begun, time.monotonic(), job.traceparent)
@@ -197,9 +200,16 @@ class Batcher:
         if not batch:
             return
         pass_begun = time.monotonic()
+        tensors: list[torch.Tensor] | None = None
         try:
             embeddings = self._encoder.forward([waiting.prepared for waiting in batch])
             tensors = [self._to_host(embedding.tensor) for embedding in embeddings]
+        except OutOfMemory as error:
+            logger.warning("%s", error)
+            if len(batch) == 1:
+                self._fail(batch[0].job, error)
+                return
+            self._max_batch_patches = max(1, sum(waiting.job.cost for waiting in batch) // 2)
         except Exception as error:  # The edge of this thread: one item's failure must not take the others along.
             logger.exception("a pass over %d items failed", len(batch))
             if len(batch) > 1:
@@ -209,6 +219,12 @@ class Batcher:
                 batch[0].job.done(error)
             else:
                 self._fail(batch[0].job, EncodeFailed(f"the encoder failed on this item: {type(error).__name__}"))
+            return
+        if tensors is None:
+            # Out of the handler, which keeps the tensors of the failed pass alive.
+            middle = len(batch) // 2
+            self._encode(batch[:middle])
+            self._encode(batch[middle:])
             return
         times = BatchTimes(
             num_patches=sum(waiting.job.cost for waiting in batch),

@@ -18,8 +18,16 @@ from encoder_workers.media import Decoded, Embedding, ItemMetadata, Limits, Medi
 from encoder_workers.planner import plan_passes
 from encoder_workers.ranks import GroupTower, load_group_tower
 from encoder_workers.registry import find_family, load_family
-from npu_kernels import check_ops, resolve_device, resolve_dtype, select_ops
-from transfer.errors import BadMedia
+from npu_kernels import (
+    check_ops,
+    free_bytes,
+    is_out_of_memory,
+    release_cached,
+    resolve_device,
+    resolve_dtype,
+    select_ops,
+)
+from transfer.errors import BadMedia, OutOfMemory
 from transfer.messages import Modality
 
 logger = logging.getLogger(__name__)
@@ -47,6 +55,7 @@ class Encoder:
         dtype: torch.dtype,
         revision: str,
         limits: Limits,
+        row_bytes: int | None = None,
     ) -> None:
         self._processor = processor
         self._tower: Tower | None = tower
@@ -57,6 +66,8 @@ class Encoder:
         self.limits = limits
         self.width = tower.width
         """Columns of an embedding."""
+        self.row_bytes = row_bytes
+        """Device memory that a patch takes in a pass; None where that is not known."""
         self.layout = tower.layout
         """What the columns hold: "main", or "main+deepstack3" for four levels side by side."""
 
@@ -94,12 +105,27 @@ class Encoder:
         return self._processor.preprocess(decoded)
 
     def forward(self, batch: Sequence[Prepared]) -> list[Embedding]:
-        """One packed pass of the tower over items already prepared; results in order."""
+        """One packed pass of the tower over items already prepared; results in order.
+
+        Raises OutOfMemory where the device has no room for the pass; one of fewer items may fit.
+        """
         if self._tower is None:
             raise ValueError("the encoder is closed")
         if not batch:
             return []
-        tensors = self._tower.forward(batch)
+        try:
+            tensors = self._tower.forward(batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+        else:
+            reason = None
+        if reason is not None:
+            # Out of the handler, which keeps the tensors of the failed pass alive.
+            release_cached(self.device)
+            num_patches = sum(item.metadata.num_patches for item in batch)
+            raise OutOfMemory(f"no memory on {self.device} for a pass over {num_patches} patches: {reason}")
         for item, tensor in zip(batch, tensors, strict=True):
             assert tensor.shape == (item.metadata.num_tokens, self.width), (tensor.shape, item.metadata)
         return [Embedding(tensor, item.metadata) for item, tensor in zip(batch, tensors, strict=True)]
@@ -110,9 +136,25 @@ class Encoder:
         results: list[Embedding | BadMedia | None] = [p if isinstance(p, BadMedia) else None for p in prepared]
         good = [(index, p) for index, p in enumerate(prepared) if isinstance(p, Prepared)]
         for chosen in plan_passes([p.metadata.num_patches for _, p in good], MAX_PATCHES_PER_PASS):
-            for place, embedding in zip(chosen, self.forward([good[i][1] for i in chosen]), strict=True):
+            for place, embedding in zip(chosen, self._forward_in_parts([good[i][1] for i in chosen]), strict=True):
                 results[good[place][0]] = embedding
         return [result for result in results if result is not None]
+
+    def _forward_in_parts(self, batch: Sequence[Prepared]) -> list[Embedding]:
+        """As `forward`, in halves where there is no memory for all at once."""
+        try:
+            return self.forward(batch)
+        except OutOfMemory:
+            if len(batch) == 1:
+                raise
+        middle = len(batch) // 2
+        return self._forward_in_parts(batch[:middle]) + self._forward_in_parts(batch[middle:])
+
+    def free_bytes(self) -> int:
+        """Device memory that nobody has taken: of the rank that has least, on the host for a CPU."""
+        if isinstance(self._tower, GroupTower) and self.device.type != "cpu":
+            return self._tower.free_bytes
+        return free_bytes(self.device)
 
     def close(self) -> None:
         """Free the weights, and end the ranks of a group. Idempotent."""
@@ -162,6 +204,7 @@ def load_encoder(
     checkpoint = Checkpoint(model)
     processor: Processor
     tower: Tower
+    row_bytes: int | None
     if engine == "vllm":
         if ranks > 1 or ops != "auto":
             raise ValueError("vLLM's encoder runs in one process with its own operators: leave out ranks and ops")
@@ -169,22 +212,31 @@ def load_encoder(
         vllm_tower = importlib.import_module("encoder_workers.vllm_tower")
         processor, tower = vllm_tower.load_vllm_encoder(checkpoint, model, torch_device, torch_dtype, trust_remote_code)
         prefixes: tuple[str, ...] = ("",)
+        row_bytes = None
     else:
         entry = find_family(checkpoint)
         family, prefixes = load_family(entry), entry.prefixes
         processor = family.load_processor(checkpoint)
         if ranks > 1:
-            tower = load_group_tower(model, device=torch_device, dtype=torch_dtype, ranks=ranks, ops=ops)
+            tower = group = load_group_tower(model, device=torch_device, dtype=torch_dtype, ranks=ranks, ops=ops)
+            row_bytes = group.row_bytes
         else:
             tower = one = family.load_tower(checkpoint, chosen_ops, torch_device, torch_dtype)
             check_ops(chosen_ops, torch_device, torch_dtype, one.attention_shape)
+            row_bytes = one.costs.row_values * torch_dtype.itemsize
     config = {key: value for key, value in checkpoint.config.items() if key not in _NOT_OF_THE_TOWER}
     revision = checkpoint.digest(checkpoint.names(prefixes), {"config": config, "processor": processor.settings})
     logger.info(
         "loaded the encoder of %s on %s, %d rank(s), in %.1f s", model, torch_device, ranks, time.monotonic() - started
     )
     return Encoder(
-        processor, tower, device=torch_device, dtype=torch_dtype, revision=revision, limits=limits or Limits()
+        processor,
+        tower,
+        device=torch_device,
+        dtype=torch_dtype,
+        revision=revision,
+        limits=limits or Limits(),
+        row_bytes=row_bytes,
     )
 
 

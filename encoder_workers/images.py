@@ -19,7 +19,7 @@ from encoder_workers.media import Limits
 from transfer.errors import BadMedia, LimitExceeded
 
 # Raster formats decoded inside Pillow; others (EPS, for one) would start external programs on a stranger's file.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _BACKGROUND = (255, 255, 255)
 _PNG_SIGNATURE_BYTES = 8
 _PNG_METADATA_CHUNKS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")

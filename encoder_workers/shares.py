@@ -37,10 +37,17 @@ class ItemShape:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Multiply-adds of a whole pass: per row, and per pair of rows that attend to each other."""
+    """What a whole pass costs.
+
+    Attributes:
+        per_row: multiply-adds per row.
+        per_pair: multiply-adds per pair of rows that attend to each other.
+        row_values: values that a row has in memory where a pass has most of them.
+    """
 
     per_row: float
     per_pair: float
+    row_values: int = 0
 
     def of(self, shape: ItemShape) -> float:
         """a * S + b * sum(S_i^2)."""

@@ -24,6 +24,7 @@ from encoder_workers.encoder import load_encoder
 from encoder_workers.fetch import FetchLimits, MediaFetcher
 from encoder_workers.given_embeddings import is_given
 from encoder_workers.media import ItemMetadata, Limits, Media
+from encoder_workers.memory import check_memory
 from encoder_workers.stats import EncoderStats
 from transfer import (
     BadMedia,
@@ -94,6 +95,16 @@ class EncoderWorker:
                 ),
             )
         except BaseException:
+            self._server.close()
+            raise
+        try:
+            check_memory(
+                self._encoder,
+                max_batch_tokens=config.encoder.max_batch_tokens,
+                cache_bytes=config.encoder.cache_bytes,
+            )
+        except BaseException:
+            self._encoder.close()
             self._server.close()
             raise
         self._fetcher = MediaFetcher(

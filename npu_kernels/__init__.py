@@ -3,6 +3,7 @@
 from npu_kernels.device import resolve_device, resolve_dtype, synchronize
 from npu_kernels.interface import OP_NAMES, Ops
 from npu_kernels.linear import Linear
+from npu_kernels.memory import free_bytes, is_out_of_memory, release_cached
 from npu_kernels.registry import select_ops
 from npu_kernels.segments import Segments
 from npu_kernels.self_test import AttentionShape, KernelMismatch, check_ops
@@ -15,6 +16,9 @@ __all__ = [
     "Ops",
     "Segments",
     "check_ops",
+    "free_bytes",
+    "is_out_of_memory",
+    "release_cached",
     "resolve_device",
     "resolve_dtype",
     "select_ops",

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from npu_kernels import torch_ops
-from npu_kernels.linear import linear
+from npu_kernels.linear import linear, linear_gelu
 from npu_kernels.segments import Segments
 
 _FEWEST_ROWS = 256
 """Below, tiles are too small to pay; windows of a tower are."""
-_TILE_ROWS = 1024
-_TILE_COLUMNS = 1024
+_TILE = 1024
+"""Rows and columns of a tile of scores, half more at most: it is written and read twice in the outer cache."""
 _MULTIPLE = 16
 _LARGEST_SCORE = 64.0
 """In powers of two: exponentials of larger ones, and their sums, could leave what a float32 holds."""
@@ -63,20 +63,20 @@ def _attend_in_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
     values makes the second product give the sums of the exponentials, too.
     """
     num_heads, length, head_dim = q.shape[1:]
-    q, k = (x.contiguous().flatten(0, 1) for x in (q, k))
-    k = (k - k.mean(1, keepdim=True)).mul_(scale * math.log2(math.e))
-    largest = _longest_row(q) * _longest_row(k)
-    if not largest <= _LARGEST_SCORE:
+    centred = torch.empty(k.shape, dtype=k.dtype)
+    torch.sub(k, k.mean(2, keepdim=True), out=centred).mul_(scale * math.log2(math.e))
+    if not _longest_row(q) * _longest_row(centred) <= _LARGEST_SCORE:
         return None
+    q, k = q.flatten(0, 1), centred.flatten(0, 1)
     width = -(-(head_dim + 1) // _MULTIPLE) * _MULTIPLE
     v = torch.cat((v, v.new_ones(1).expand(*v.shape[:-1], width - head_dim)), dim=-1).flatten(0, 1)
-    rows, columns = _even(length, _TILE_ROWS), _even(length, _TILE_COLUMNS)
-    scores, part = q.new_empty(rows * columns), q.new_empty(rows, width)
-    total = torch.empty(rows, width)
-    out = torch.empty_like(q)
+    size = _even(length)
+    scores, part = q.new_empty(size * size), q.new_empty(size, width)
+    total = torch.empty(size, width)
+    out = torch.empty(q.shape, dtype=q.dtype)
     for q_LD, k_LD, v_LW, out_LD in zip(q, k, v, out, strict=True):
-        tiles = [(k_CD.t(), v_CW) for k_CD, v_CW in zip(k_LD.split(columns), v_LW.split(columns), strict=True)]
-        for q_RD, out_RD in zip(q_LD.split(rows), out_LD.split(rows), strict=True):
+        tiles = [(k_CD.t(), v_CW) for k_CD, v_CW in zip(k_LD.split(size), v_LW.split(size), strict=True)]
+        for q_RD, out_RD in zip(q_LD.split(size), out_LD.split(size), strict=True):
             here = slice(len(q_RD))
             total[here].zero_()
             for k_DC, v_CW in tiles:
@@ -89,12 +89,12 @@ def _attend_in_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
 
 
 def _longest_row(x: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax())
+    return float(torch.linalg.vector_norm(x, dim=-1).amax())
 
 
-def _even(length: int, most: int) -> int:
-    """Size of parts of at most `most`, as even as a multiple of 16 allows."""
-    num_parts = -(-length // most)
+def _even(length: int) -> int:
+    """Size of parts of about a tile's, as even as a multiple of 16 allows."""
+    num_parts = max(1, round(length / _TILE))
     return min(length, -(-length // (num_parts * _MULTIPLE)) * _MULTIPLE)
 
 
@@ -119,7 +119,7 @@ def patch_merge(
     unit: int,
 ) -> torch.Tensor:
     joined = x_TE.reshape(x_TE.shape[0] // unit, unit * x_TE.shape[1])
-    return linear(F.gelu(linear(joined, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
+    return linear(linear_gelu(joined, fc1_weight, fc1_bias), fc2_weight, fc2_bias)
 
 
 def rms_norm(x_TE: torch.Tensor, weight_E: torch.Tensor, eps: float) -> torch.Tensor:
@@ -170,6 +170,9 @@ def provided_ops(device: torch.device) -> dict[str, Callable[..., object]]:
         "add_rms_norm": add_rms_norm,
         "swiglu": swiglu,
         "quick_gelu": quick_gelu,
+        # Fused into the product before them, where `Linear` can.
+        "gelu": torch_ops.gelu,
+        "gelu_tanh": torch_ops.gelu_tanh,
     }
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         provided["attention"] = attention

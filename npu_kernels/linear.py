@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from npu_kernels.interface import ActivationOp, Ops
+
+_FUSED = {"gelu": "none", "gelu_tanh": "tanh"}
+"""oneDNN's name of the formula, by operator."""
 _ROWS = 2048
 """For which the order is chosen; any number of rows is right."""
 
@@ -30,6 +34,13 @@ class Linear(nn.Linear):
             return super().forward(input)
         return _multiply(input, self._packed, self.bias)
 
+    def activated(self, input: torch.Tensor, activation: str, ops: Ops) -> torch.Tensor:
+        """The operator `activation` of the layer's output; while that is made, where both are the CPU's own."""
+        if self._packed is not None and activation in _FUSED and ops.sources[activation] == "cpu":
+            return _multiply(input, self._packed, self.bias, "gelu", _FUSED[activation])
+        operator: ActivationOp = getattr(ops, activation)
+        return operator(self(input))
+
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x @ weight.T + bias on a CPU, by oneDNN where it can."""
@@ -38,8 +49,17 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     return _multiply(x, weight, bias)
 
 
-def _multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Exact GELU of `linear`."""
+    if not _can_multiply(weight.dtype):
+        return F.gelu(F.linear(x, weight, bias))
+    return _multiply(x, weight, bias, "gelu", "none")
+
+
+def _multiply(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, attribute: str = "none", algorithm: str = ""
+) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, attribute, [], algorithm)
     return out
 
 

@@ -8,6 +8,7 @@ TriptychError                      code
 │   ├── EmbeddingExpired           embedding_expired    its lease ran out or was released
 │   ├── EmbeddingCorrupt           embedding_corrupt    checksum differs, or memory was reused while read
 │   ├── Busy                       busy                 a limit of the peer is reached
+│   ├── OutOfMemory                out_of_memory        the encoder's device has no room for this item now
 │   └── Closed                     closed               this end was closed while work was pending
 ├── TerminalError                  -  trying again gives the same answer
 │   ├── Incompatible               incompatible         model, layout or version differ
@@ -80,6 +81,12 @@ class Busy(RetryableError):
     code = "busy"
 
 
+class OutOfMemory(RetryableError):
+    """The encoder's device has no room for this item, at the moment or at all."""
+
+    code = "out_of_memory"
+
+
 class Closed(RetryableError):
     """This end was closed while the work was pending."""
 
@@ -140,6 +147,7 @@ ERROR_TYPES: dict[str, type[TriptychError]] = {
         EmbeddingExpired,
         EmbeddingCorrupt,
         Busy,
+        OutOfMemory,
         Closed,
         Incompatible,
         EncodeFailed,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from encoder_workers.shares import CostModel
 
+_ATTENTION_WIDTHS = 14
+"""Tensors of a row's width while it attends: residual, q, k and v before and after rotation, and attention's own."""
+
 
 def transformer_costs(
     *, width: int, mlp_weights: int, num_full_layers: int, num_window_layers: int = 0, window_rows: int = 0
@@ -16,4 +19,6 @@ def transformer_costs(
     """
     num_layers = num_full_layers + num_window_layers
     per_row = num_layers * (4 * width**2 + mlp_weights) + num_window_layers * 2 * width * window_rows
-    return CostModel(per_row=per_row, per_pair=num_full_layers * 2 * width)
+    # An MLP's matrices have as many columns, or rows, in all as its inner tensors have values.
+    row_values = max(_ATTENTION_WIDTHS * width, 3 * width + mlp_weights // width)
+    return CostModel(per_row=per_row, per_pair=num_full_layers * 2 * width, row_values=row_values)

@@ -75,14 +75,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(mlp_width, width)
 
     def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
-        inner = self.fc1(x)
-        match self.activation:
-            case "gelu":
-                inner = ops.gelu(inner)
-            case "gelu_tanh":
-                inner = ops.gelu_tanh(inner)
-            case "quick_gelu":
-                inner = ops.quick_gelu(inner)
+        inner = self.fc1.activated(x, self.activation, ops)
         out: torch.Tensor = self.fc2(inner)
         return out
 

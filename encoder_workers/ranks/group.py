@@ -90,6 +90,8 @@ class RankGroup:
                 raise
         ready = answers[0]
         assert isinstance(ready, RankReady)
+        self.row_bytes = ready.row_bytes
+        self.free_bytes = min(answer.free_bytes for answer in answers if isinstance(answer, RankReady))
         self.width = ready.width
         self.layout = ready.layout
         logger.info(

@@ -58,11 +58,18 @@ class RunPass:
 
 @dataclass(frozen=True)
 class RankReady:
-    """The tower is loaded and its operators are right."""
+    """The tower is loaded and its operators are right.
+
+    Attributes:
+        row_bytes: device memory that a row takes in a pass.
+        free_bytes: of the rank's device, behind its weights.
+    """
 
     width: int
     layout: str
     rates: Rates
+    row_bytes: int
+    free_bytes: int
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from encoder_workers.ranks.messages import LaunchRank, PassDone, PassItem, RankF
 from encoder_workers.ranks.rates import Rates, measure_rates
 from encoder_workers.ranks.run import run_pass
 from encoder_workers.registry import find_family, load_family
-from npu_kernels import check_ops, resolve_device, resolve_dtype, select_ops
+from npu_kernels import check_ops, free_bytes, is_out_of_memory, resolve_device, resolve_dtype, select_ops
+from transfer.errors import OutOfMemory
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def main(descriptor: int) -> None:
     assert isinstance(launch, LaunchRank), type(launch)
     try:
         tower, rates = _load(launch)
-        link.send(RankReady(tower.width, tower.layout, rates))
+        row_bytes = tower.costs.row_values * resolve_dtype(launch.dtype).itemsize
+        link.send(RankReady(tower.width, tower.layout, rates, row_bytes, free_bytes(resolve_device(launch.device))))
         while True:
             message, buffers = inbox.get()
             assert isinstance(message, RunPass), type(message)
@@ -59,7 +61,8 @@ def main(descriptor: int) -> None:
         os._exit(0)
     except Exception as error:  # The edge of this process: the encoder is told why it ends.
         logger.exception("rank %d of an encoder ends", launch.rank)
-        link.send(RankFailed(type(error).__name__, str(error)))
+        kind = OutOfMemory if is_out_of_memory(error) else type(error)
+        link.send(RankFailed(kind.__name__, str(error)))
         # The other ranks may wait for this one, and the process group's own end for them.
         os._exit(1)
 

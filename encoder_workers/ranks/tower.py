@@ -13,14 +13,14 @@ from encoder_workers.media import Prepared
 from encoder_workers.ranks.group import RankGroup, RankLost
 from encoder_workers.ranks.messages import LaunchRank
 from npu_kernels import KernelMismatch
-from transfer.errors import EncodeFailed, EncoderLost
+from transfer.errors import EncodeFailed, EncoderLost, OutOfMemory
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 600.0
 """Longest start of a group, and longest pass."""
 _ERRORS: dict[str, type[Exception]] = {
-    error.__name__: error for error in (CheckpointError, KernelMismatch, ValueError, MemoryError)
+    error.__name__: error for error in (CheckpointError, KernelMismatch, ValueError, OutOfMemory)
 }
 
 
@@ -39,6 +39,10 @@ class GroupTower:
             raise
         self.width = self._group.width
         self.layout = self._group.layout
+        self.row_bytes = self._group.row_bytes
+        """Device memory that a row takes in a pass on its rank."""
+        self.free_bytes = self._group.free_bytes
+        """Of the rank's device that had least, when its weights were loaded."""
         self._restart_failure: str | None = None
         self._closed = False
 
@@ -52,6 +56,7 @@ class GroupTower:
 
         Raises:
             EncoderLost: a rank ended, was late, or could not be started again; the same items may succeed later.
+            OutOfMemory: a rank's device has no room for this batch.
             EncodeFailed: a rank failed on this batch.
         """
         if self._closed:
@@ -63,6 +68,8 @@ class GroupTower:
         except RankLost as error:
             if error.error is None:
                 raise EncoderLost(str(error)) from error
+            if error.error == OutOfMemory.__name__:
+                raise OutOfMemory(str(error)) from error
             raise EncodeFailed(str(error)) from error
 
     def check_health(self) -> None:

@@ -94,9 +94,8 @@ class Block(nn.Module):
         self.ls2 = nn.Parameter(torch.empty(config.width))
 
     def forward(self, x_TE: torch.Tensor, segments: Segments, ops: Ops) -> torch.Tensor:
-        x_TE = x_TE + self.ls1 * self.attn(self.norm1(x_TE, ops), segments, ops)
-        out: torch.Tensor = x_TE + self.ls2 * self.mlp(self.norm2(x_TE, ops), ops)
-        return out
+        x_TE = torch.addcmul(x_TE, self.ls1, self.attn(self.norm1(x_TE, ops), segments, ops))
+        return torch.addcmul(x_TE, self.ls2, self.mlp(self.norm2(x_TE, ops), ops))
 
 
 class InternVLParameters(nn.Module):

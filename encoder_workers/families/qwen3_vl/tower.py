@@ -138,5 +138,9 @@ class Qwen3Tower:
         """Interpolated position embeddings [S, E], in float32."""
         sizes = grid_sizes([(share.item.grid, share.num_rows) for share in shares])
         indices, weights = interpolation_taps(positions_S2, sizes, self._config.position_side)
-        taps: torch.Tensor = self._parameters.pos_embed(indices.to(self._device))
-        return (taps * weights.to(self._device)[:, :, None]).sum(1)
+        indices, weights = indices.to(self._device), weights.to(self._device)
+        # Tap after tap: all four at once would be the largest tensor of the pass.
+        total = torch.zeros(len(indices), self._config.width, device=self._device)
+        for tap in range(indices.shape[1]):
+            total.addcmul_(self._parameters.pos_embed(indices[:, tap]).float(), weights[:, tap, None])
+        return total

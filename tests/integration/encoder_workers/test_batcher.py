@@ -45,7 +45,7 @@ class FragileTower:
     def forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
         self.passes.append(len(batch))
         if any(torch.equal(item.inputs, bad) for item in batch for bad in self.breaks_on):
-            raise RuntimeError("out of memory")
+            raise RuntimeError("a broken item")
         return self._tower.forward(batch)
 
 

@@ -2,11 +2,12 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
 
-from encoder_workers.images import ImageSize, decode_image, read_image_size
+from encoder_workers.images import FORMATS, ImageSize, decode_image, read_image_size
 from encoder_workers.media import Limits
 from tests.unit.encoder_workers.encoder_fixtures import image_file, noise_image, png_chunk, png_header_only
 from transfer.errors import BadMedia, LimitExceeded
@@ -54,13 +55,24 @@ def test_size_needs_no_pixels() -> None:
         decode_image(data, LIMITS)
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "MPO"])
 @pytest.mark.parametrize("kept", [0.25, 0.6, 0.9])
 def test_truncated_files_are_bad_media(file_format: str, kept: float) -> None:
     image = noise_image(64, 64).convert("P") if file_format == "GIF" else noise_image(64, 64)
     data = image_file(image, file_format)
     with pytest.raises(BadMedia):
         decode_image(data[: int(len(data) * kept)], LIMITS)
+
+
+@pytest.mark.parametrize("file_format", [*FORMATS, "MPO"])
+def test_every_format_named_is_read(file_format: str) -> None:
+    image = noise_image(48, 64)
+    data = image_file(image, file_format)
+    assert read_image_size(data, LIMITS) == ImageSize(48, 64)
+    pixels = decode_image(data, LIMITS)
+    assert pixels.shape == (48, 64, 3)
+    if file_format in ("PNG", "BMP", "TIFF", "PPM"):
+        assert torch.equal(pixels, torch.from_numpy(np.array(image)))
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
