@@ -8,13 +8,17 @@ import torch
 
 _TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
 """What PyTorch's allocators of the host and of NPUs say in a RuntimeError."""
+_ONEDNN = ("could not create a primitive", "could not create a memory object", "could not execute a primitive")
+"""All that oneDNN says when its own memory is refused; with more words these are other errors."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether less memory, or a smaller piece of work, would have avoided the error."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _TEXTS)
+    if not isinstance(error, RuntimeError):
+        return False
+    return str(error) in _ONEDNN or any(text in str(error).lower() for text in _TEXTS)
 
 
 def free_bytes(device: torch.device) -> int:

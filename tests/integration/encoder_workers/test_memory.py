@@ -57,9 +57,7 @@ def encoder(checkpoint: Path) -> Encoder:
 
 def test_what_cannot_fit_is_told_with_what_to_lower(encoder: Encoder) -> None:
     check_memory(encoder, max_batch_tokens=1024, cache_bytes=2**20)
-    with pytest.raises(
-        ValueError, match=r"a pass of 1024 patches \(encoder.max_batch_tokens\).*cache_bytes"
-    ):
+    with pytest.raises(ValueError, match=r"a pass of 1024 patches \(encoder.max_batch_tokens\).*cache_bytes"):
         check_memory(encoder, max_batch_tokens=1024, cache_bytes=EXABYTE)
     with pytest.raises(ValueError, match="lower these, or give the replica more memory"):
         check_memory(encoder, max_batch_tokens=EXABYTE, cache_bytes=0)
