@@ -23,6 +23,9 @@ class LimitsConfig(Settings):
         default_factory=_default_items,
         description="Media items per prompt, by modality.",
     )
+    completions_per_prompt: int = Field(
+        128, ge=1, description="The highest `n` of a request; each of its completions takes the work of a request."
+    )
     item_bytes: ByteSize = Field(64 * 2**20, description="Bytes of one media item, decoded from base64 or fetched.")
     pixels: PixelCount = Field(
         50_000_000, description="Pixels of one picture or frame, read from its header before decoding."

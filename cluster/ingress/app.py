@@ -17,6 +17,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from cluster.ingress.admission import Admission, AdmissionMiddleware
 from cluster.ingress.api_keys import ApiKeyMiddleware
+from cluster.ingress.document import describe
 from cluster.ingress.early_errors import EarlyErrorMiddleware
 from cluster.ingress.engine_client import PipelineClient
 from cluster.ingress.media import CONNECTOR_NAME
@@ -24,6 +25,7 @@ from cluster.ingress.observation import RequestObserver
 from cluster.ingress.scope import RequestScopeMiddleware
 from cluster.ingress.status import StatusSource, status_router
 from cluster.ingress.unknown_fields import refuse_unknown_fields
+from cluster.ingress.unreadable import answer_unreadable
 from cluster.metrics.scrape import MetricsExport
 from cluster.pipeline import Pipeline
 from cluster.trace import TraceWriter
@@ -55,13 +57,15 @@ def build_openai_app(
     vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     app: FastAPI = build_app(args, _TASKS, vllm_config.model_config)
     app.include_router(status_router(config.topology, status, metrics_export))
+    describe(app)
+    answer_unreadable(app)
     vllm_lifespan = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
-        client = PipelineClient(vllm_config, pipeline, status)
+        client = PipelineClient(vllm_config, pipeline, status, config.limits.completions_per_prompt)
         await init_app_state(client, app.state, args, _TASKS)
-        refuse_unknown_fields(app.state.online_renderer)
+        refuse_unknown_fields(app.state)
         try:
             async with vllm_lifespan(app) as state:
                 yield state

@@ -32,19 +32,23 @@ from transfer import TriptychError
 logger = logging.getLogger(__name__)
 
 _SUPPORTED_TASKS = ("generate",)
+# By these the stages tell each other where to fetch from; a client that could would have them fetch from anywhere.
+_OWN_ARGUMENTS = ("kv_transfer_params", "ec_transfer_params")
 _ONE_ENGINE_ONLY = "this call is for one engine; a Triptych service has many: use Ray Serve's own tools"
 
 
 class PipelineClient(EngineClient):  # type: ignore[misc]
     """Generates through encode, prefill and decode. Calls that make sense for a single engine alone are refused."""
 
-    def __init__(self, vllm_config: VllmConfig, pipeline: Pipeline, status: StatusSource) -> None:
+    def __init__(self, vllm_config: VllmConfig, pipeline: Pipeline, status: StatusSource, max_completions: int) -> None:
+        """Args: `max_completions`: the highest `n` of a prompt, each of which takes as much work as a request."""
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.renderer = TicketRenderer(vllm_config, pipeline)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
         self._pipeline = pipeline
         self._status = status
+        self._max_completions = max_completions
 
     is_running = property(lambda self: True)
     is_stopped = property(lambda self: False)
@@ -75,6 +79,7 @@ class PipelineClient(EngineClient):  # type: ignore[misc]
         """
         if lora_request is not None:
             raise VLLMValidationError("LoRA adapters are not served")
+        self._check(sampling_params)
         # The same checks that an engine makes, made before any stage works.
         self.input_processor.process_inputs(request_id, prompt, sampling_params, _SUPPORTED_TASKS)
         generation = _generation(
@@ -92,6 +97,14 @@ class PipelineClient(EngineClient):  # type: ignore[misc]
         except TriptychError as error:
             logger.warning("request %s failed: %s [%s]", request_id, error, error.code)
             raise http_error(error) from error
+
+    def _check(self, params: SamplingParams) -> None:
+        """Refuse what an engine would take and a service of many must not."""
+        own = next((name for name in _OWN_ARGUMENTS if name in (params.extra_args or {})), None)
+        if own is not None:
+            raise VLLMValidationError(f"{own} is not taken from clients", parameter=own)
+        if params.n > self._max_completions:
+            raise VLLMValidationError(f"n must be at most {self._max_completions} here, not {params.n}", parameter="n")
 
     def _sequences(self, context: RequestContext, generation: Generation) -> AsyncGenerator[RequestOutput, None]:
         """The outputs of all `n` sequences of a request."""

@@ -23,6 +23,7 @@ from cluster.ingress.media import CarriedItem, asking_with
 from cluster.ingress.placeholder_rules import placeholder_rules, told_rules
 from cluster.ingress.placeholders import expand_placeholders
 from cluster.ingress.scope import current_request
+from cluster.ingress.unreadable import UNREADABLE, unreadable
 from cluster.pipeline import Pipeline
 from cluster.request import TicketedItem
 from llm_workers.engine_input import engine_input
@@ -78,9 +79,12 @@ class TicketRenderer(HfRenderer):  # type: ignore[misc]
         takes_embeddings = multimodal is not None and multimodal.enable_mm_embeds
         named = naming_embeddings(messages) if takes_embeddings else contextlib.nullcontext(messages)
         with asking_with(ask), named as carried:
-            rendered: tuple[list[ConversationMessage], DictPrompt] = await super().render_messages_async(
-                carried, params
-            )
+            try:
+                rendered: tuple[list[ConversationMessage], DictPrompt] = await super().render_messages_async(
+                    carried, params
+                )
+            except UNREADABLE as error:
+                raise unreadable("a message", error, "messages") from error
             return rendered
 
     async def _take_tickets(

@@ -23,6 +23,7 @@ from tests.e2e.servers import Server, reference_server, triptych_server
 _TOOL = Path(__file__).parents[2] / "tools" / "make_random_checkpoint.py"
 MODEL_NAME = "demo"
 MAX_MODEL_LEN = 4096
+OPENAPI_REQUESTS = 1000
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +103,11 @@ def reference(reference_started: Server) -> OpenAI:
     """The openai package, talking to one colocated engine of the same checkpoint."""
     reference_started.wait_until_ready()
     return reference_started.client()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What takes longer by hand than in CI."""
+    parser.addoption("--openapi-requests", type=int, default=OPENAPI_REQUESTS, help="generated requests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

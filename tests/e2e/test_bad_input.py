@@ -76,6 +76,9 @@ _CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "bad part": (_body({"type": "hologram", "hologram": {}}), 400, "hologram"),
     "unknown processor option": (_body(_image(_GOOD.data_url), mm_processor_kwargs={"sharpen": 3}), 400, "sharpen"),
     "unknown field": (_body(_image(_GOOD.data_url), max_tokns=4), 400, "max_tokns"),
+    "where to fetch from": (_body(kv_transfer_params={"remote_host": "127.0.0.1"}), 400, "kv_transfer_params"),
+    "the same, hidden": (_body(vllm_xargs={"ec_transfer_params": "x"}), 400, "ec_transfer_params"),
+    "too many completions": (_body(n=129), 400, "n must be at most 128"),
     "no messages": ({"model": MODEL_NAME}, 400, "messages"),
 }  # fmt: skip
 
