@@ -9,6 +9,8 @@ from collections import Counter
 import torch
 
 CALLS: Counter[str] = Counter()
+LENGTHS: list[tuple[int, ...]] = []
+"""Cumulative lengths of each call of the attention."""
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -48,6 +50,7 @@ def fused_infer_attention_score(
         _require(lengths is not None and 0 < len(lengths) <= 4096, "1 to 4096 lengths, of queries and of keys")
         steps = [end - start for start, end in zip([0, *lengths], lengths, strict=False)]
         _require(min(steps) > 0 and lengths[-1] == rows, "cumulative lengths without a leading 0, ending at T")
+    LENGTHS.append(tuple(actual_seq_lengths))
     out = torch.empty_like(query)
     for start, end in zip([0, *actual_seq_lengths], actual_seq_lengths, strict=False):
         q, k, v = (x[start:end].transpose(0, 1).float() for x in (query, key, value))
@@ -96,7 +99,7 @@ def swiglu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
 def gelu(x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
     CALLS[f"gelu_{approximate}"] += 1
     _require(approximate in ("none", "tanh"), f"approximation {approximate}")
-    return torch.nn.functional.gelu(x, approximate=approximate)
+    return torch.ops.aten.gelu(x, approximate=approximate)
 
 
 def fast_gelu(x: torch.Tensor) -> torch.Tensor:

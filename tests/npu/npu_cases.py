@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch_npu
-from make_random_checkpoint import make_checkpoint
+from make_random_checkpoint import FAMILIES, make_checkpoint
 
 from encoder_workers import Embedding, Media, load_encoder
 from npu_kernels import OP_NAMES, AttentionShape, Segments, ascend, check_ops, resolve_device, select_ops, torch_ops
 from tests.npu import cpu_kernels
+from tests.npu.dispatched import dispatched_operators
 from tests.unit.encoder_workers.encoder_fixtures import image_file, noise_image
+from tests.unit.encoder_workers.test_every_family import items
 
 CPU = torch.device("cpu")
 HALF = [torch.bfloat16, torch.float16]
@@ -150,3 +152,100 @@ def test_an_encoder_runs_on_the_ascend_path(tmp_path: Path) -> None:
 def test_no_device_is_said_plainly() -> None:
     with pytest.raises(ValueError, match="no npu device is available here"):
         resolve_device("npu")
+
+
+def test_older_chips_keep_to_the_reference_where_theirs_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There npu_fast_gelu is another formula, and fused inference attention does not exist."""
+    device = torch.device("npu")
+    for chip, missing in (("Ascend310P3", {"attention", "quick_gelu"}), ("Ascend910B4", set())):
+        monkeypatch.setattr(torch_npu.npu, "get_device_name", lambda _, chip=chip: chip)
+        assert set(ascend.provided_ops(torch.device("cpu"))) - set(ascend.provided_ops(device)) == missing
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("head_dim", [72, 80])
+def test_heads_are_padded_with_the_scale_of_their_own_width(dtype: torch.dtype, head_dim: int) -> None:
+    """The scale of the padded width, and the operator's own of 1.0, are visibly wrong, and of the right shape."""
+    segments, scale = Segments((40, 24)), head_dim**-0.5
+    q, k, v = torch.randn(3, 64, 2, head_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = torch_ops.attention(q.float(), k.float(), v.float(), segments, scale=scale)
+
+    def error(used: float) -> float:
+        return float((ascend.attention(q, k, v, segments, scale=used).float() - expected).abs().max())
+
+    assert error(scale) < 2e-2
+    assert min(error(128**-0.5), error(1.0)) > 0.1
+
+
+@pytest.mark.parametrize("change", [{"atten_mask": torch.ones(10, 10).bool()}, {"sparse_mode": 3}], ids=["mask", "causal"])
+def test_a_mask_never_reaches_the_fused_operator(change: dict[str, object]) -> None:
+    """Some are ignored there without a word, and a causal one is wrong for a tower."""
+    q = torch.randn(10, 2, 64).bfloat16()
+    lengths = {"actual_seq_lengths": [4, 10], "actual_seq_lengths_kv": [4, 10]}
+    with pytest.raises(RuntimeError, match="mask"):
+        torch_npu.npu_fused_infer_attention_score(q, q, q, num_heads=2, input_layout="TND", **lengths, **change)
+
+
+def test_empty_windows_are_gone_before_the_operator() -> None:
+    """Two equal cumulative lengths one after the other are refused, so a window without rows must not become any."""
+    q = torch.randn(10, 2, 64).bfloat16()
+    with pytest.raises(RuntimeError, match="cumulative"):
+        torch_npu.npu_fused_infer_attention_score(
+            q, q, q, num_heads=2, input_layout="TND", actual_seq_lengths=[4, 4, 10], actual_seq_lengths_kv=[4, 4, 10]
+        )
+    cpu_kernels.LENGTHS.clear()
+    ascend.attention(q, q, q, Segments.of([4, 0, 6]), scale=0.125)
+    assert cpu_kernels.LENGTHS == [(4, 10)]
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("family") / request.param
+    make_checkpoint(folder, family=request.param, seed=3)
+    return folder
+
+
+def tokens(model: Path, dtype: str, ops: str) -> list[torch.Tensor]:
+    encoder = load_encoder(model, dtype=dtype, ops=ops)
+    cpu_kernels.CALLS.clear()
+    results = encoder.encode(items(encoder.modalities[0]))
+    assert all(isinstance(result, Embedding) and result.tensor.is_inference() for result in results)
+    return [result.tensor.float() for result in results if isinstance(result, Embedding)]
+
+
+def test_every_tower_runs_on_the_ascend_path(model: Path) -> None:
+    """No further from float32 than the plain operators in bfloat16 are; attention, and every GELU, on the fused ones."""
+    full, half = tokens(model, "float32", "torch"), tokens(model, "bfloat16", "torch")
+    fused = tokens(model, "bfloat16", "npu")
+    assert cpu_kernels.CALLS["attention"] > 0
+    assert cpu_kernels.CALLS["gelu_none"] > 0, "a merger, a projector or a block has an exact GELU"
+    for got, rounded, exact in zip(fused, half, full, strict=True):
+        assert (got - exact).norm() < 1.2 * (rounded - exact).norm()
+
+
+def test_towers_call_nothing_that_fails_or_waits_on_the_device(model: Path) -> None:
+    """Torch's own GELU is the tanh form there; the others fail on some chips, or wait for the device in every layer."""
+    encoder = load_encoder(model, dtype="bfloat16", ops="npu")
+    prepared = [encoder.preprocess(encoder.decode(item)) for item in items(encoder.modalities[0])]
+    encoder.forward(prepared)  # What is computed once, at the first pass, may wait.
+    called = dispatched_operators(lambda: encoder.forward(prepared))
+    assert "npu.npu_fused_infer_attention_score" in called
+    forbidden = {"aten.gelu", "aten.nonzero", "aten.masked_select", "aten.unique_consecutive", "aten.index_put_"}
+    forbidden |= {"aten._local_scalar_dense", "aten.scaled_dot_product_attention", "npu.npu_format_cast"}
+    assert not called & forbidden
+
+
+def test_windows_and_whole_frames_have_lengths_of_their_own(tmp_path: Path) -> None:
+    """One table for all layers, kept from the first, would be wrong in every layer of the other kind."""
+    make_checkpoint(tmp_path / "model")
+    encoder = load_encoder(tmp_path / "model", dtype="bfloat16", ops="npu")
+    full_layers = encoder._tower._config.full_attention_layers  # type: ignore[union-attr]
+    media = [Media("image", image_file(noise_image(*size), "PNG")) for size in ((150, 220), (224, 224))]
+    cpu_kernels.LENGTHS.clear()
+    results = encoder.encode(media)
+    patches = [result.metadata.num_patches for result in results if isinstance(result, Embedding)]
+    ends = (patches[0], sum(patches))
+    assert 0 < len(full_layers) < len(cpu_kernels.LENGTHS)
+    for layer, lengths in enumerate(cpu_kernels.LENGTHS):
+        assert (lengths == ends) == (layer in full_layers)
+        assert lengths[-1] == ends[-1] and set(ends) <= set(lengths)

@@ -4,7 +4,7 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,26 @@ from encoder_workers.checkpoint import Checkpoint
 from encoder_workers.families.internvl.family import read_config, read_tiles
 from encoder_workers.families.internvl.layouts import hf_sources, opengvlab_sources
 from encoder_workers.families.internvl.tower import InternVLParameters
+
+
+BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""Of a tower's distance from Hugging Face's: the largest difference of a value, and of an item's norm, relative."""
+Record = Callable[[str, object], None]
+
+
+def check_accuracy(record: Record, got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> None:
+    """Hold each item to the bound of its type, and note the largest distance for docs/support_matrix.md."""
+    dtype = got[0].dtype
+    assert [tensor.dtype for tensor in (*got, *expected)] == [dtype] * (2 * len(got))
+    errors = []
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert theirs.abs().max() > 1
+        ours, theirs = ours.float(), theirs.float()
+        by_value, by_norm = (ours - theirs).abs().max(), (ours - theirs).norm() / theirs.norm()
+        errors.append(float(by_value if dtype == torch.float32 else by_norm))
+    record(f"accuracy {dtype}".replace("torch.", ""), f"{max(errors):.1e}")
+    assert max(errors) < BOUNDS[dtype], errors
 
 
 def noise_image(height: int, width: int, mode: str = "RGB", seed: int = 0) -> Image.Image:

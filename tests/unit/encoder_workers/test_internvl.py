@@ -1,5 +1,6 @@
 """InternVL in both published layouts: the tower against Hugging Face's, tiles against either layout's processor."""
 
+import copy
 import random
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ from encoder_workers.families.internvl.processor import InternVLProcessor, tile_
 from encoder_workers.families.normalize import PatchNormalizer
 from npu_kernels import select_ops
 from tests.unit.encoder_workers.encoder_fixtures import (
+    Record,
+    check_accuracy,
     image_file,
     noise_image,
     png_header_only,
@@ -116,9 +119,24 @@ def checkpoint(request: pytest.FixtureRequest, reference, tmp_path_factory: pyte
     return Checkpoint(write_tower_checkpoint(directory, HF, nested, PROCESSOR_HF))
 
 
-def test_tower_equals_the_reference(checkpoint: Checkpoint, reference) -> None:
+@pytest.fixture(scope="module")
+def half_reference(reference) -> InternVLModel:
+    return copy.deepcopy(reference).bfloat16()
+
+
+def test_tower_equals_the_reference(checkpoint: Checkpoint, reference, record_property: Record) -> None:
+    compare(checkpoint, reference, torch.float32, record_property)
+
+
+def test_tower_equals_the_reference_in_bfloat16(
+    checkpoint: Checkpoint, half_reference, record_property: Record
+) -> None:
+    compare(checkpoint, half_reference, torch.bfloat16, record_property)
+
+
+def compare(checkpoint: Checkpoint, reference, dtype: torch.dtype, record: Record) -> None:
     processor = internvl.load_processor(checkpoint)
-    tower = internvl.load_tower(checkpoint, select_ops("auto", CPU), CPU, torch.float32)
+    tower = internvl.load_tower(checkpoint, select_ops("auto", CPU), CPU, dtype)
     media = [
         Media("image", image_file(noise_image(*size, seed=i), "PNG")) for i, size in enumerate([(40, 80), (30, 30)])
     ]
@@ -129,12 +147,9 @@ def test_tower_equals_the_reference(checkpoint: Checkpoint, reference) -> None:
         processor_pixels(checkpoint, noise_image(30, 30, seed=1)),
     ]
     with torch.inference_mode():
-        expected = reference.get_image_features(torch.cat(tiles)).pooler_output
-    got = tower.forward(batch)
-    assert [len(tensor) for tensor in got] == [3 * 256, 256]
-    assert [len(tensor) for tensor in got] == [item.metadata.num_tokens for item in batch]
-    assert expected.abs().max() > 1
-    assert (torch.cat(got) - expected.reshape(-1, 192)).abs().max() < 1e-4
+        expected = reference.get_image_features(torch.cat(tiles).to(dtype)).pooler_output
+    assert [item.metadata.num_tokens for item in batch] == [3 * 256, 256]
+    check_accuracy(record, tower.forward(batch), expected.reshape(-1, 192).split([3 * 256, 256]))
 
 
 def processor_pixels(checkpoint: Checkpoint, image: Image.Image) -> torch.Tensor:
@@ -164,6 +179,11 @@ def opengvlab_processor(tmp_path, **change: object) -> InternVLProcessor:
     return internvl.load_processor(Checkpoint(directory))
 
 
+def hf_processor(tmp_path) -> InternVLProcessor:
+    directory = write_tower_checkpoint(tmp_path, HF, {"multi_modal_projector.x": torch.zeros(1)}, PROCESSOR_HF)
+    return internvl.load_processor(Checkpoint(directory))
+
+
 # (height, width) -> columns x rows, tiles with thumbnail, tokens; worked out independently of this code.
 @pytest.mark.parametrize(
     ("size", "tiles", "num_tokens"),
@@ -174,8 +194,9 @@ def test_golden_token_counts(tmp_path, size: tuple[int, int], tiles: int, num_to
     assert (metadata.num_tokens, metadata.array("image_num_patches").values) == (num_tokens, (tiles,))
 
 
-def test_number_of_tiles_equals_both_processors(tmp_path) -> None:
-    ours = opengvlab_processor(tmp_path)
+@pytest.mark.parametrize("layout", ["opengvlab", "hf"])
+def test_number_of_tiles_equals_both_processors(tmp_path, layout: str) -> None:
+    ours = opengvlab_processor(tmp_path) if layout == "opengvlab" else hf_processor(tmp_path)
     hf = GotOcr2ImageProcessor(**{k: v for k, v in PROCESSOR_HF.items() if k != "image_processor_type"})
     vllm = InternVLImageProcessor(448, 1, 12, dynamic_image_size=True, use_thumbnail=True)
     draw = random.Random(4)

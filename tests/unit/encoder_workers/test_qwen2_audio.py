@@ -1,5 +1,6 @@
 """Qwen2-Audio: features against Whisper's extractor, samples against vLLM's loader, tower against Hugging Face's."""
 
+import copy
 import io
 import math
 import random
@@ -19,7 +20,7 @@ from encoder_workers.checkpoint import Checkpoint, CheckpointError
 from encoder_workers.families import qwen2_audio
 from encoder_workers.families.qwen2_audio.features import LogMel, MelSettings
 from npu_kernels import select_ops
-from tests.unit.encoder_workers.encoder_fixtures import randomize, write_tower_checkpoint
+from tests.unit.encoder_workers.encoder_fixtures import Record, check_accuracy, randomize, write_tower_checkpoint
 from transfer.errors import BadMedia, LimitExceeded
 
 CPU = torch.device("cpu")
@@ -139,24 +140,38 @@ def reference_tokens(model: Qwen2AudioModel, samples: np.ndarray) -> torch.Tenso
     )
     rows, tokens = model.audio_tower._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1))
     hidden_keys = torch.arange(1500)[None, :] >= rows[:, None]
-    mask = torch.zeros(1, 1, 1500, 1500).masked_fill(hidden_keys[:, None, None, :], float("-inf"))
+    mask = torch.zeros(1, 1, 1500, 1500).masked_fill(hidden_keys[:, None, None, :], float("-inf")).to(model.dtype)
     with torch.inference_mode():
-        hidden = model.audio_tower(inputs["input_features"], attention_mask=mask).last_hidden_state
+        features = inputs["input_features"].to(model.dtype)
+        hidden = model.audio_tower(features, attention_mask=mask).last_hidden_state
         return model.multi_modal_projector(hidden)[0, : int(tokens)]
 
 
-def test_tower_equals_the_reference(checkpoint: Checkpoint, reference) -> None:
+@pytest.fixture(scope="module")
+def half_reference(reference) -> Qwen2AudioModel:
+    return copy.deepcopy(reference).bfloat16()
+
+
+def test_tower_equals_the_reference(checkpoint: Checkpoint, reference, record_property: Record) -> None:
+    compare(checkpoint, reference, torch.float32, record_property)
+
+
+def test_tower_equals_the_reference_in_bfloat16(
+    checkpoint: Checkpoint, half_reference, record_property: Record
+) -> None:
+    compare(checkpoint, half_reference, torch.bfloat16, record_property)
+
+
+def compare(checkpoint: Checkpoint, reference, dtype: torch.dtype, record: Record) -> None:
     processor = qwen2_audio.load_processor(checkpoint)
-    tower = qwen2_audio.load_tower(checkpoint, select_ops("auto", CPU), CPU, torch.float32)
+    tower = qwen2_audio.load_tower(checkpoint, select_ops("auto", CPU), CPU, dtype)
     clips = [tones(seconds, 16000, seed=i) for i, seconds in enumerate((0.55, 2.21, 1.0))]
     media = [Media("audio", audio_file(clip, 16000)) for clip in clips]
     batch = [processor.preprocess(processor.decode(item, Limits())) for item in media]
     got = tower.forward(batch)
-    for clip, tokens, item in zip(clips, got, media, strict=True):
-        expected = reference_tokens(reference, clip)
-        assert tokens.shape == expected.shape == (processor.describe(item, Limits()).num_tokens, 192)
-        assert expected.abs().max() > 1
-        assert (tokens - expected).abs().max() < 1e-4
+    described = [processor.describe(item, Limits()) for item in media]
+    assert [tokens.shape for tokens in got] == [(metadata.num_tokens, 192) for metadata in described]
+    check_accuracy(record, got, [reference_tokens(reference, clip) for clip in clips])
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """The Qwen2-VL tower against Hugging Face's, at its real width and four layers, both loaded from the same file."""
 
+import copy
+
 import pytest
 import torch
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
@@ -10,7 +12,7 @@ from encoder_workers.families import qwen2_vl
 from encoder_workers.families.normalize import PatchNormalizer
 from encoder_workers.families.qwen_pixels import read_pixel_settings
 from npu_kernels import select_ops
-from tests.unit.encoder_workers.encoder_fixtures import noise_rows, randomize, write_tower_checkpoint
+from tests.unit.encoder_workers.encoder_fixtures import Record, check_accuracy, noise_rows, randomize, write_tower_checkpoint
 
 CPU = torch.device("cpu")
 # The published file's fields; hidden_size is the language model's width here, reduced.
@@ -49,23 +51,40 @@ def tower(checkpoint: Checkpoint):
     return qwen2_vl.load_tower(checkpoint, select_ops("auto", CPU), CPU, torch.float32)
 
 
-@pytest.mark.parametrize(
-    "grids",
-    [[(1, 16, 12)], [(1, 2, 36), (1, 10, 14), (1, 4, 4)], [(1, 4, 4), (3, 6, 8), (1, 8, 10)]],
-    ids=str,
-)
-def test_equals_the_reference(tower, reference, checkpoint: Checkpoint, grids: list[tuple[int, int, int]]) -> None:
+@pytest.fixture(scope="module")
+def half_tower(checkpoint: Checkpoint):
+    return qwen2_vl.load_tower(checkpoint, select_ops("auto", CPU), CPU, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def half_reference(reference) -> Qwen2VisionTransformerPretrainedModel:
+    return copy.deepcopy(reference).bfloat16()
+
+
+GRIDS = [[(1, 16, 12)], [(1, 2, 36), (1, 10, 14), (1, 4, 4)], [(1, 4, 4), (3, 6, 8), (1, 8, 10)]]
+
+
+def compare(tower, reference, checkpoint: Checkpoint, grids, dtype: torch.dtype, record: Record) -> None:
     batch = [noise_rows(grid, 1176, seed) for seed, grid in enumerate(grids)]
     pixels = read_pixel_settings(checkpoint)
-    normalize = PatchNormalizer(pixels.normalization, pixels.patch_width, CPU, torch.float32)
+    normalize = PatchNormalizer(pixels.normalization, pixels.patch_width, CPU, dtype)
     rows = normalize(torch.cat([item.inputs for item in batch]))
     with torch.inference_mode():
         expected = reference(rows, grid_thw=torch.tensor(grids)).pooler_output
-    got = tower.forward(batch)
-    assert [len(tensor) for tensor in got] == [t * h * w // 4 for t, h, w in grids]
-    assert expected.abs().max() > 1
-    assert (torch.cat(got) - expected).abs().max() < 1e-4
+    check_accuracy(record, tower.forward(batch), expected.split([t * h * w // 4 for t, h, w in grids]))
+
+
+@pytest.mark.parametrize("grids", GRIDS, ids=str)
+def test_equals_the_reference(tower, reference, checkpoint: Checkpoint, grids, record_property: Record) -> None:
+    compare(tower, reference, checkpoint, grids, torch.float32, record_property)
     assert (tower.width, tower.layout) == (256, "main")
+
+
+@pytest.mark.parametrize("grids", [*GRIDS, [(1, 32, 30), (1, 6, 6)]], ids=str)
+def test_equals_the_reference_in_bfloat16(
+    half_tower, half_reference, checkpoint: Checkpoint, grids, record_property: Record
+) -> None:
+    compare(half_tower, half_reference, checkpoint, grids, torch.bfloat16, record_property)
 
 
 def test_frames_of_a_video_do_not_see_each_other(tower) -> None:

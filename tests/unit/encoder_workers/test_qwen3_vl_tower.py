@@ -1,5 +1,7 @@
 """The Qwen3-VL tower against Hugging Face's dense and MoE models, at its real width and five layers."""
 
+import copy
+
 import pytest
 import torch
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
@@ -13,7 +15,7 @@ from encoder_workers.families.normalize import PatchNormalizer
 from encoder_workers.families.qwen_pixels import read_pixel_settings
 from encoder_workers.registry import find_family, load_family
 from npu_kernels import select_ops
-from tests.unit.encoder_workers.encoder_fixtures import noise_rows, randomize, write_tower_checkpoint
+from tests.unit.encoder_workers.encoder_fixtures import Record, check_accuracy, noise_rows, randomize, write_tower_checkpoint
 
 CPU = torch.device("cpu")
 VISION = {
@@ -71,23 +73,41 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return reference.eval(), checkpoint, tower
 
 
-@pytest.mark.parametrize("grids", GRIDS, ids=str)
-def test_equals_the_reference(pair, grids: list[tuple[int, int, int]]) -> None:
+@pytest.fixture(scope="module")
+def half_pair(pair):
+    """The same in bfloat16."""
+    reference, checkpoint, _ = pair
+    family = load_family(find_family(checkpoint))
+    tower = family.load_tower(checkpoint, select_ops("auto", CPU), CPU, torch.bfloat16)
+    return copy.deepcopy(reference).bfloat16(), checkpoint, tower
+
+
+def compare(pair, grids: list[tuple[int, int, int]], dtype: torch.dtype, record: Record) -> None:
     reference, checkpoint, tower = pair
     batch = [noise_rows(grid, 1536, seed) for seed, grid in enumerate(grids)]
     pixels = read_pixel_settings(checkpoint)
-    normalize = PatchNormalizer(pixels.normalization, pixels.patch_width, CPU, torch.float32)
+    normalize = PatchNormalizer(pixels.normalization, pixels.patch_width, CPU, dtype)
     rows = normalize(torch.cat([item.inputs for item in batch]))
     with torch.inference_mode():
         outputs = reference(rows, grid_thw=torch.tensor(grids))
     expected = torch.cat([outputs.pooler_output, *outputs.deepstack_features], dim=1)
-    got = tower.forward(batch)
-    assert [len(tensor) for tensor in got] == [t * h * w // 4 for t, h, w in grids]
     assert expected.shape[1] == tower.width == 4 * 128
     assert tower.layout == "main+deepstack3"
     levels = expected.split(128, dim=1)
     assert min((a - b).abs().max() for i, a in enumerate(levels) for b in levels[:i]) > 1
-    assert (torch.cat(got) - expected).abs().max() < 1e-4
+    check_accuracy(record, tower.forward(batch), expected.split([t * h * w // 4 for t, h, w in grids]))
+
+
+@pytest.mark.parametrize("grids", GRIDS, ids=str)
+def test_equals_the_reference(pair, grids: list[tuple[int, int, int]], record_property: Record) -> None:
+    compare(pair, grids, torch.float32, record_property)
+
+
+@pytest.mark.parametrize("grids", [*GRIDS[1:], [(1, 32, 30), (1, 6, 6)]], ids=str)
+def test_equals_the_reference_in_bfloat16(
+    half_pair, grids: list[tuple[int, int, int]], record_property: Record
+) -> None:
+    compare(half_pair, grids, torch.bfloat16, record_property)
 
 
 @pytest.mark.parametrize(
