@@ -63,3 +63,9 @@ def set_environment(variables: dict[str, str]) -> None:
     vLLM takes its side-channel address, thread binding and media connector from variables only.
     """
     os.environ.update(variables)
+
+
+def set_environment_defaults(variables: dict[str, str]) -> None:
+    """As `set_environment`, but what is set already stays."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)

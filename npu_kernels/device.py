@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from configs.environment import set_environment_defaults
 from npu_kernels.registry import load_backend
 
 DTYPES: dict[str, torch.dtype] = {
@@ -11,6 +12,10 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+_CPU_KERNELS_KEPT = 64
+"""Several times what one pass of a tower has shapes."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -35,6 +40,15 @@ def resolve_device(name: str) -> torch.device:
     if device.index is not None and device.index >= module.device_count():
         raise ValueError(f"{name!r} does not exist: this machine has {module.device_count()} {kind} device(s)")
     return device
+
+
+def keep_few_kernels(device: torch.device) -> None:
+    """Have oneDNN keep fewer of the kernels that it makes for each shape; before the first of them is made.
+
+    Items of many sizes hardly repeat a shape, and the thousand kernels kept by default take hundreds of MiB.
+    """
+    if device.type == "cpu":
+        set_environment_defaults({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_CPU_KERNELS_KEPT)})
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:

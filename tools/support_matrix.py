@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support_matrix_cells import CLAIMS, MODELS, Claim, Model, Tests
+from support_matrix_cells import CLAIMS, MODELS, Model, Tests
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "support_matrix.md"
@@ -136,8 +136,8 @@ def render(outcomes: Sequence[Outcome], speeds: Sequence[dict[str, Any]]) -> str
     """The page."""
     lines = ["# Support matrix", ""]
     lines += ["Written by `python tools/support_matrix.py` from test results and the kept results of the encoder"]
-    lines += ["benchmark; not by hand. Everything here ran on a CPU. \"not verified\" is what only a device could tell,"]
-    lines += ["\"not run\" what was not part of the run that this page was made from.", "", "## Models", ""]
+    lines += ['benchmark; not by hand. Everything here ran on a CPU. "not verified" is what only a device could tell,']
+    lines += ['"not run" what was not part of the run that this page was made from.', "", "## Models", ""]
     columns = [claim for claim in CLAIMS if claim.key != "accuracy"]
     lines += table(
         ["model", *(claim.title for claim in columns), "graph", "docs"],
@@ -152,8 +152,15 @@ def render(outcomes: Sequence[Outcome], speeds: Sequence[dict[str, Any]]) -> str
         ),
     )
     lines += ["", *(f"- **{claim.title}**: {claim.meaning}" for claim in columns)]
-    lines += ["- **graph**: engines may run their graph modes (`engine_args`), which need a device; towers run eagerly."]
-    lines += ["- **CI**: `.ci/run` runs all of these tests at every change.", "", "## Accuracy against Hugging Face", ""]
+    lines += [
+        "- **graph**: engines may run their graph modes (`engine_args`), which need a device; towers run eagerly."
+    ]
+    lines += [
+        "- **CI**: `.ci/run` runs all of these tests at every change.",
+        "",
+        "## Accuracy against Hugging Face",
+        "",
+    ]
     lines += ["Towers of the published width and reduced depth on batches of mixed sizes; random weights. The largest"]
     lines += ["distance over all batches: in float32 of a value (bound 1e-4), in bfloat16 of an item's tokens in norm,"]
     lines += ["relative, from Hugging Face's tower in bfloat16 (bound 2e-2).", ""]
@@ -162,8 +169,12 @@ def render(outcomes: Sequence[Outcome], speeds: Sequence[dict[str, Any]]) -> str
         ([m.name, accuracy(outcomes, m, "float32"), accuracy(outcomes, m, "bfloat16")] for m in MODELS),
     )
     lines += ["", "## Speed", ""]
-    lines += ["One process and one thread each, published width, reduced depth (`python -m benchmarks.encoder`). How many"]
-    lines += ["times as long as Triptych the other took: above 1, Triptych is faster. Two ranks: how many times as fast as"]
+    lines += [
+        "One process and one thread each, published width, reduced depth (`python -m benchmarks.encoder`). How many"
+    ]
+    lines += [
+        "times as long as Triptych the other took: above 1, Triptych is faster. Two ranks: how many times as fast as"
+    ]
     lines += ["one rank. Models of one architecture share a row of the benchmark.", ""]
     lines += table(
         ["model", "type", "Hugging Face (sdpa)", "vLLM's tower", "two ranks"],
@@ -203,7 +214,9 @@ def run_tests(folder: Path) -> list[Path]:
     files = {tests.file for model in MODELS for backing in model.tests.values() for tests in backing}
     files = files - {"tests/npu/npu_cases.py"} | {"tests/npu/test_npu_backend.py"}
     results = folder / "tests.xml"
-    subprocess.run([sys.executable, "-m", "pytest", "-q", f"--junitxml={results}", *sorted(files)], cwd=ROOT, check=False)
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", f"--junitxml={results}", *sorted(files)], cwd=ROOT, check=False
+    )
     return [results]
 
 

@@ -29,7 +29,15 @@ from encoder_workers.ranks.messages import LaunchRank, PassDone, PassItem, RankF
 from encoder_workers.ranks.rates import Rates, measure_rates
 from encoder_workers.ranks.run import run_pass
 from encoder_workers.registry import find_family, load_family
-from npu_kernels import check_ops, free_bytes, is_out_of_memory, resolve_device, resolve_dtype, select_ops
+from npu_kernels import (
+    check_ops,
+    free_bytes,
+    is_out_of_memory,
+    keep_few_kernels,
+    resolve_device,
+    resolve_dtype,
+    select_ops,
+)
 from transfer.errors import OutOfMemory
 
 logger = logging.getLogger(__name__)
@@ -84,6 +92,7 @@ def _load(launch: LaunchRank) -> tuple[SplitTower, Rates]:
     torch.set_num_threads(launch.num_threads)
     device = resolve_device(launch.device)
     dtype = resolve_dtype(launch.dtype)
+    keep_few_kernels(device)
     ops = select_ops(launch.ops if isinstance(launch.ops, str) else dict(launch.ops), device)
     if device.type == "cpu":
         set_environment({"GLOO_SOCKET_IFNAME": "lo"})  # All ranks are on this machine; nothing else may connect.

@@ -177,7 +177,9 @@ def test_heads_are_padded_with_the_scale_of_their_own_width(dtype: torch.dtype, 
     assert min(error(128**-0.5), error(1.0)) > 0.1
 
 
-@pytest.mark.parametrize("change", [{"atten_mask": torch.ones(10, 10).bool()}, {"sparse_mode": 3}], ids=["mask", "causal"])
+@pytest.mark.parametrize(
+    "change", [{"atten_mask": torch.ones(10, 10).bool()}, {"sparse_mode": 3}], ids=["mask", "causal"]
+)
 def test_a_mask_never_reaches_the_fused_operator(change: dict[str, object]) -> None:
     """Some are ignored there without a word, and a causal one is wrong for a tower."""
     q = torch.randn(10, 2, 64).bfloat16()
@@ -214,7 +216,7 @@ def tokens(model: Path, dtype: str, ops: str) -> list[torch.Tensor]:
 
 
 def test_every_tower_runs_on_the_ascend_path(model: Path) -> None:
-    """No further from float32 than the plain operators in bfloat16 are; attention, and every GELU, on the fused ones."""
+    """No further from float32 than the plain operators in bfloat16 are, on the fused attention and GELU."""
     full, half = tokens(model, "float32", "torch"), tokens(model, "bfloat16", "torch")
     fused = tokens(model, "bfloat16", "npu")
     assert cpu_kernels.CALLS["attention"] > 0

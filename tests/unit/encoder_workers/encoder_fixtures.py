@@ -18,7 +18,6 @@ from encoder_workers.families.internvl.family import read_config, read_tiles
 from encoder_workers.families.internvl.layouts import hf_sources, opengvlab_sources
 from encoder_workers.families.internvl.tower import InternVLParameters
 
-
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Of a tower's distance from Hugging Face's: the largest difference of a value, and of an item's norm, relative."""
 Record = Callable[[str, object], None]

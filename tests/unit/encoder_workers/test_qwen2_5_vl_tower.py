@@ -17,7 +17,13 @@ from encoder_workers.families.normalize import PatchNormalizer
 from encoder_workers.families.qwen2_5_vl.windows import window_order
 from encoder_workers.families.qwen_pixels import read_pixel_settings
 from npu_kernels import select_ops
-from tests.unit.encoder_workers.encoder_fixtures import Record, check_accuracy, noise_rows, randomize, write_tower_checkpoint
+from tests.unit.encoder_workers.encoder_fixtures import (
+    Record,
+    check_accuracy,
+    noise_rows,
+    randomize,
+    write_tower_checkpoint,
+)
 
 CPU = torch.device("cpu")
 VISION = {

@@ -12,7 +12,13 @@ from encoder_workers.families import qwen2_vl
 from encoder_workers.families.normalize import PatchNormalizer
 from encoder_workers.families.qwen_pixels import read_pixel_settings
 from npu_kernels import select_ops
-from tests.unit.encoder_workers.encoder_fixtures import Record, check_accuracy, noise_rows, randomize, write_tower_checkpoint
+from tests.unit.encoder_workers.encoder_fixtures import (
+    Record,
+    check_accuracy,
+    noise_rows,
+    randomize,
+    write_tower_checkpoint,
+)
 
 CPU = torch.device("cpu")
 # The published file's fields; hidden_size is the language model's width here, reduced.

@@ -15,7 +15,13 @@ from encoder_workers.families.normalize import PatchNormalizer
 from encoder_workers.families.qwen_pixels import read_pixel_settings
 from encoder_workers.registry import find_family, load_family
 from npu_kernels import select_ops
-from tests.unit.encoder_workers.encoder_fixtures import Record, check_accuracy, noise_rows, randomize, write_tower_checkpoint
+from tests.unit.encoder_workers.encoder_fixtures import (
+    Record,
+    check_accuracy,
+    noise_rows,
+    randomize,
+    write_tower_checkpoint,
+)
 
 CPU = torch.device("cpu")
 VISION = {
