@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support_matrix_cells import CLAIMS, MODELS, Model, Tests
+from support_matrix_cells import CLAIMS, MODELS, Backing, Model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "support_matrix.md"
@@ -60,7 +60,7 @@ def read_outcomes(files: Iterable[Path]) -> list[Outcome]:
     return outcomes
 
 
-def belongs(outcome: Outcome, tests: Tests) -> bool:
+def belongs(outcome: Outcome, tests: Backing) -> bool:
     """Whether an outcome is of these tests; the name's brackets hold parameters joined by "-"."""
     if outcome.file != tests.file.removesuffix(".py").replace("/", "."):
         return False
@@ -70,7 +70,7 @@ def belongs(outcome: Outcome, tests: Tests) -> bool:
     return tests.parameter is None or f"-{tests.parameter}-" in f"-{parameters.removesuffix(']')}-"
 
 
-def verdict(outcomes: Sequence[Outcome], backing: Sequence[Tests]) -> str:
+def verdict(outcomes: Sequence[Outcome], backing: Sequence[Backing]) -> str:
     """What a cell says of its tests: "yes" when all passed and each of them is among those that ran."""
     if not backing:
         return "–"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Tests:
-    """Tests of one file; with a parameter, those whose brackets hold that word."""
+class Backing:
+    """Backing of one file; with a parameter, those whose brackets hold that word."""
 
     file: str
     names: tuple[str, ...]
@@ -30,7 +30,7 @@ class Model:
 
     name: str
     benchmark: str
-    tests: Mapping[str, tuple[Tests, ...]]
+    tests: Mapping[str, tuple[Backing, ...]]
     issues: tuple[str, ...] = ()
 
 
@@ -50,45 +50,46 @@ _EQUAL = ("test_equals_the_reference", "test_equals_the_reference_in_bfloat16")
 _TOWER_EQUAL = ("test_tower_equals_the_reference", "test_tower_equals_the_reference_in_bfloat16")
 
 
-def _tests(family: str, ranks: tuple[str, ...] = ()) -> dict[str, tuple[Tests, ...]]:
+def _tests(family: str, ranks: tuple[str, ...] = ()) -> dict[str, tuple[Backing, ...]]:
     """The tests over all families, of one by its names there."""
     return {
         "cpu": (
-            Tests(
+            Backing(
                 f"{_UNIT}/test_every_family.py",
                 ("test_description_without_weights_is_what_encoding_gives", "test_bad_items_fail_alone_and_typed"),
                 family,
             ),
         ),
         "ranks": tuple(
-            Tests(f"{_UNIT}/ranks/test_towers.py", ("test_ranks_equal_one_rank",), name) for name in ranks or (family,)
+            Backing(f"{_UNIT}/ranks/test_towers.py", ("test_ranks_equal_one_rank",), name)
+            for name in ranks or (family,)
         ),
-        "service": (Tests("tests/e2e/test_families.py", ("test_same_tokens_as_one_engine",), family),),
-        "ascend": (Tests("tests/npu/npu_cases.py", ("test_every_tower_runs_on_the_ascend_path",), family),),
+        "service": (Backing("tests/e2e/test_families.py", ("test_same_tokens_as_one_engine",), family),),
+        "ascend": (Backing("tests/npu/npu_cases.py", ("test_every_tower_runs_on_the_ascend_path",), family),),
     }
 
 
-def _qwen(family: str, size: str, style: str, tower: str, layout: str | None = None) -> dict[str, tuple[Tests, ...]]:
+def _qwen(family: str, size: str, style: str, tower: str, layout: str | None = None) -> dict[str, tuple[Backing, ...]]:
     """Of a Qwen-VL family; `size` and `style` are what the tests call its picture and its video processor."""
     clips = "qwen3_vl" if style == "qwen3_vl" else "qwen2_5_vl"  # Qwen2-VL's processor is Qwen2.5-VL's.
     header = ("test_description_from_the_header_equals_the_reference_expansion",)
     return _tests(family) | {
         "describe": (
-            Tests(_QWEN_PIXELS, header, size),
-            Tests(_QWEN_VIDEO, ("test_token_formula_equals_the_reference",), style),
+            Backing(_QWEN_PIXELS, header, size),
+            Backing(_QWEN_VIDEO, ("test_token_formula_equals_the_reference",), style),
         ),
-        "video": (Tests(_QWEN_VIDEO, ("test_rows_are_bit_equal_to_the_reference",), clips),),
-        "accuracy": (Tests(f"{_UNIT}/{tower}", _EQUAL, layout),),
+        "video": (Backing(_QWEN_VIDEO, ("test_rows_are_bit_equal_to_the_reference",), clips),),
+        "accuracy": (Backing(f"{_UNIT}/{tower}", _EQUAL, layout),),
     }
 
 
-def _internvl(*layouts: str) -> dict[str, tuple[Tests, ...]]:
+def _internvl(*layouts: str) -> dict[str, tuple[Backing, ...]]:
     family = "internvl_chat" if layouts[0] == "opengvlab" else "internvl"
     split = tuple(f"internvl-{layout}" for layout in layouts)
     tower = f"{_UNIT}/test_internvl.py"
     return _tests(family, split) | {
-        "describe": tuple(Tests(tower, ("test_number_of_tiles_equals_both_processors",), name) for name in layouts),
-        "accuracy": tuple(Tests(tower, _TOWER_EQUAL, name) for name in layouts),
+        "describe": tuple(Backing(tower, ("test_number_of_tiles_equals_both_processors",), name) for name in layouts),
+        "accuracy": tuple(Backing(tower, _TOWER_EQUAL, name) for name in layouts),
     }
 
 
@@ -126,9 +127,9 @@ MODELS = (
         _tests("qwen2_audio")
         | {
             "describe": (
-                Tests(f"{_UNIT}/test_qwen2_audio.py", ("test_thousand_lengths_have_the_reference_number_of_tokens",)),
+                Backing(f"{_UNIT}/test_qwen2_audio.py", ("test_thousand_lengths_have_the_reference_number_of_tokens",)),
             ),
-            "accuracy": (Tests(f"{_UNIT}/test_qwen2_audio.py", _TOWER_EQUAL),),
+            "accuracy": (Backing(f"{_UNIT}/test_qwen2_audio.py", _TOWER_EQUAL),),
         },
         ("vLLM 0.30 itself fails on sounds of more than 30 s; Triptych cuts them into clips",),
     ),

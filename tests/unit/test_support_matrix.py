@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from make_random_checkpoint import FAMILIES
 from support_matrix import Outcome, accuracy, read_outcomes, render, verdict
-from support_matrix_cells import CLAIMS, MODELS, Tests
+from support_matrix_cells import CLAIMS, MODELS, Backing
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "support_matrix.md").read_text()
@@ -43,7 +43,7 @@ def outcome(name: str, *, passed: bool = True, skipped: bool = False, noted: str
 
 
 def test_cells_say_what_the_tests_said() -> None:
-    tests = (Tests("tests/unit/test_x.py", ("test_a", "test_b"), "qwen2"),)
+    tests = (Backing("tests/unit/test_x.py", ("test_a", "test_b"), "qwen2"),)
     both = [outcome("test_a[qwen2-1]"), outcome("test_b[big-qwen2]"), outcome("test_a[qwen2.5]", passed=False)]
     assert verdict(both, tests) == "yes", "qwen2.5 is another model"
     assert verdict(both[:1], tests) == "not run"
