@@ -1,0 +1,222 @@
+"""What the chaos test is made of: questions that are asked without a pause, and a killer of the service's processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.e2e.conftest import MODEL_NAME
+from tests.e2e.leases import stage_status
+from tests.e2e.media import draw
+from tests.e2e.servers import Server
+
+STAGES = ("ingress", "encoder", "prefill", "decode")
+_TEXTS = ("Count the boxes, please.", "Was ist das?", "描述这张图片。", "Tell me a long story about all of it, slowly.")
+_ENGINE = "EngineCore"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: how many pictures, how many tokens, streamed or not."""
+
+    number: int
+    num_pictures: int
+    num_tokens: int
+    stream: bool
+
+    def body(self) -> dict[str, Any]:
+        """The chat request."""
+        content: list[dict[str, Any]] = [{"type": "text", "text": _TEXTS[self.number % len(_TEXTS)]}]
+        for index in range(self.num_pictures):
+            picture = draw(9000 + 10 * self.number + index, 90 + 17 * (self.number % 9), 70 + 31 * index, "jpeg")
+            content.insert(index, {"type": "image_url", "image_url": {"url": picture.data_url}})
+        return {
+            "model": MODEL_NAME,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self.num_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+            "stream": self.stream,
+        }
+
+
+def asks() -> list[Ask]:
+    """A mix of text, one picture and several, short and long, streamed and not."""
+    return [
+        Ask(number, (0, 1, 1, 3)[number % 4], 120 if number % 5 == 4 else 16, stream=number % 3 == 0)
+        for number in range(30)
+    ]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tokens and text of a whole answer."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: str | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that ended without a whole answer; `code` is that of its typed error, or "cut" for a lost connection."""
+
+    ask: Ask
+    code: str
+    detail: str
+    begun: float
+    ended: float
+
+
+async def answer_to(client: httpx.AsyncClient, ask: Ask, body: dict[str, Any]) -> Answer:
+    """The answer to one request.
+
+    Raises:
+        StageFailed: the service answered with an error, by status or in the stream.
+        httpx.TransportError: the connection was lost.
+        TimeoutError: nothing came for as long as the client waits.
+    """
+    if not ask.stream:
+        response = await client.post("/v1/chat/completions", json=body)
+        if response.status_code != httpx.codes.OK:
+            raise ServiceError(response.text)
+        choice = response.json()["choices"][0]
+        return Answer(tuple(choice["token_ids"]), choice["message"]["content"] or "", choice["finish_reason"])
+    token_ids: list[int] = []
+    text, finish_reason = "", None
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        if response.status_code != httpx.codes.OK:
+            raise ServiceError((await response.aread()).decode(errors="replace"))
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                raise ServiceError(line.removeprefix("data: "))
+            for choice in chunk["choices"]:
+                token_ids += choice.get("token_ids") or []
+                text += choice["delta"].get("content") or ""
+                finish_reason = choice["finish_reason"] or finish_reason
+    return Answer(tuple(token_ids), text, finish_reason)
+
+
+class ServiceError(Exception):
+    """The body of an error answer."""
+
+    @property
+    def code(self) -> str:
+        """The code that stands at the end of the message; empty for an error that is not typed."""
+        try:
+            message = json.loads(self.args[0])["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            return ""
+        return message.rpartition("[")[2].removesuffix("]") if message.endswith("]") else ""
+
+
+@dataclass
+class Load:
+    """Requests without a pause: so many clients, each of which asks again when it is answered."""
+
+    expected: dict[Ask, Answer]
+    num_clients: int
+    timeout_s: float
+    num_answered: int = 0
+    wrong: list[tuple[Ask, Answer]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    async def run(self, service: Server, seconds: float) -> None:
+        """Ask for so long, and wait for the last answers."""
+        bodies = {ask: ask.body() for ask in self.expected}
+        end = time.monotonic() + seconds
+        async with httpx.AsyncClient(base_url=service.url, timeout=self.timeout_s) as client:
+
+            async def one_client(seed: int) -> None:
+                order = random.Random(seed)
+                while time.monotonic() < end:
+                    ask = order.choice(list(bodies))
+                    await self._one(client, ask, bodies[ask])
+
+            await asyncio.gather(*(one_client(seed) for seed in range(self.num_clients)))
+
+    async def _one(self, client: httpx.AsyncClient, ask: Ask, body: dict[str, Any]) -> None:
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                answer = await answer_to(client, ask, body)
+        except ServiceError as error:
+            code, detail = error.code, str(error)
+        except httpx.TransportError as error:
+            code, detail = "cut", repr(error)
+        except TimeoutError:
+            code, detail = "hung", ""
+        else:
+            self.num_answered += 1
+            if answer != self.expected[ask]:
+                self.wrong.append((ask, answer))
+            return
+        self.failures.append(Failure(ask, code, detail, begun, time.monotonic()))
+
+
+class Killer:
+    """Ends a random process of a random stage with SIGKILL, where another replica of the stage is left to serve."""
+
+    def __init__(self, service: Server, seed: int) -> None:
+        self._service = service
+        self._random = random.Random(seed)
+        self.kills: list[tuple[str, float]] = []
+
+    def kill_one(self) -> None:
+        """One kill; none when no stage has two replicas at the moment."""
+        candidates = {stage: replicas for stage in STAGES if len(replicas := live_replicas(self._service, stage)) > 1}
+        if not candidates:
+            return
+        # Stages that were hit less often first: two minutes are short for chance.
+        hits = Counter(stage.partition(":")[0] for stage, _ in self.kills)
+        fewest = min(hits[stage] for stage in candidates)
+        stage = self._random.choice([stage for stage in candidates if hits[stage] == fewest])
+        replica = psutil.Process(self._random.choice(candidates[stage]))
+        engines = [child for child in replica.children(recursive=True) if _ENGINE in " ".join(child.cmdline())]
+        victim = self._random.choice([replica, *engines])
+        victim.kill()
+        self.kills.append((stage if victim is replica else f"{stage}:engine", time.monotonic()))
+
+    def num_kills(self, stage: str, since: float, until: float) -> int:
+        """Kills of this stage in a span of time."""
+        return sum(since <= moment <= until for name, moment in self.kills if name.partition(":")[0] == stage)
+
+
+def live_replicas(service: Server, stage: str) -> list[int]:
+    """Process ids of the stage's replicas that can serve."""
+    if stage != "ingress":
+        return [replica["process_id"] for replica in stage_status(service, stage)]
+    return [process.pid for process in ingress_processes(service) if _listens(process)]
+
+
+def ingress_processes(service: Server) -> Sequence[psutil.Process]:
+    """The processes of the ingress replicas, those that start included."""
+    found = []
+    for process in psutil.Process(service.process.pid).children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if title.startswith("ray::ServeReplica") and "ingress" in title:
+            found.append(process)
+    return found
+
+
+def _listens(process: psutil.Process) -> bool:
+    try:
+        return any(connection.status == psutil.CONN_LISTEN for connection in process.net_connections("tcp"))
+    except psutil.NoSuchProcess:
+        return False
