@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +69,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that ended without a whole answer; `code` is that of its typed error, or "cut" for a lost connection."""
+    """A request without a whole answer; `code`: of its typed error, "cut" for a lost connection, "hung" for none."""
 
     ask: Ask
     code: str
@@ -82,7 +82,7 @@ async def answer_to(client: httpx.AsyncClient, ask: Ask, body: dict[str, Any]) -
     """The answer to one request.
 
     Raises:
-        StageFailed: the service answered with an error, by status or in the stream.
+        ServiceError: the service answered with an error, by status or in the stream.
         httpx.TransportError: the connection was lost.
         TimeoutError: nothing came for as long as the client waits.
     """
@@ -97,17 +97,25 @@ async def answer_to(client: httpx.AsyncClient, ask: Ask, body: dict[str, Any]) -
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.status_code != httpx.codes.OK:
             raise ServiceError((await response.aread()).decode(errors="replace"))
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.loads(line.removeprefix("data: "))
+        async for event in _events(response):
+            chunk = json.loads(event)
             if "error" in chunk:
-                raise ServiceError(line.removeprefix("data: "))
+                raise ServiceError(event)
             for choice in chunk["choices"]:
                 token_ids += choice.get("token_ids") or []
                 text += choice["delta"].get("content") or ""
                 finish_reason = choice["finish_reason"] or finish_reason
     return Answer(tuple(token_ids), text, finish_reason)
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[str]:
+    """The JSON of a stream's events. `aiter_lines` would also end lines at characters within them (U+0085, U+2028)."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: {"):
+                yield line.removeprefix(b"data: ").decode()
 
 
 class ServiceError(Exception):

@@ -218,7 +218,7 @@ async def test_every_token_gives_a_stream_its_attempts_back() -> None:
 async def test_losses_without_a_token_in_between_end_a_stream() -> None:
     decode = ScriptedDecode([None, WorkerLost("again"), WorkerLost("again and again")], late=[WorkerLost("dead")])
     run = Run(ScriptedEncoder(), ScriptedPrefill(), decode, attempts=2)
-    with pytest.raises(WorkerLost, match="^again"):
+    with pytest.raises(WorkerLost, match=r"^again"):
         await run.generate()
     assert len(decode.requests) == 2
 
