@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 # vLLM's own 5 s end in SIGKILL while its workers still leave, and then their shared memory stays behind.
 _SHUTDOWN_TIMEOUT_S = 20.0
+_DIED = "the engine of this replica died"
 
 
 class LanguageModelEngine:
@@ -111,7 +112,7 @@ class LanguageModelEngine:
                     if resumed is not None and output.finished:
                         return  # A stop string may have ended it before the engine does.
         except EngineDeadError as error:
-            raise WorkerLost("the engine of this replica died") from error
+            raise WorkerLost(_DIED) from error
         finally:
             deadline.close()
 
@@ -120,8 +121,11 @@ class LanguageModelEngine:
         await self._running().notify_kv_transfer_request_rejected(request_id, kv_params)
 
     async def check_health(self) -> None:
-        """Raises when an engine process is dead."""
-        await self._running().check_health()
+        """Raises WorkerLost when an engine process is dead."""
+        try:
+            await self._running().check_health()
+        except EngineDeadError as error:
+            raise WorkerLost(_DIED) from error
 
     def close(self) -> None:
         """End the engine's processes."""

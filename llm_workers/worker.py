@@ -165,7 +165,7 @@ class LLMWorker:
         )
 
     async def check_health(self) -> None:
-        """Raises when the engine is dead."""
+        """Raises WorkerLost when the engine is dead."""
         await self.engine.check_health()
 
     def close(self) -> None:
