@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 import random
 import time
 from collections import Counter
@@ -13,15 +15,19 @@ from typing import Any
 
 import httpx
 import psutil
+import requests
 
 from tests.e2e.conftest import MODEL_NAME
 from tests.e2e.leases import stage_status
 from tests.e2e.media import draw
 from tests.e2e.servers import Server
 
+logger = logging.getLogger(__name__)
 STAGES = ("ingress", "encoder", "prefill", "decode")
 _TEXTS = ("Count the boxes, please.", "Was ist das?", "描述这张图片。", "Tell me a long story about all of it, slowly.")
 _ENGINE = "EngineCore"
+_INGRESS_PORTS = range(30000, 31001)  # Serve's own, for the HTTP servers in replicas
+_HEALTH_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Ask:
 def asks() -> list[Ask]:
     """A mix of text, one picture and several, short and long, streamed and not."""
     return [
-        Ask(number, (0, 1, 1, 3)[number % 4], 120 if number % 5 == 4 else 16, stream=number % 3 == 0)
+        Ask(number, (0, 1, 0, 3)[number % 4], 100 if number % 5 == 4 else 12, stream=number % 3 == 0)
         for number in range(30)
     ]
 
@@ -170,9 +176,11 @@ class Load:
         else:
             self.num_answered += 1
             if answer != self.expected[ask]:
+                logger.info("wrong: %s %s instead of %s", ask, answer, self.expected[ask])
                 self.wrong.append((ask, answer))
             return
         self.failures.append(Failure(ask, code, detail, begun, time.monotonic()))
+        logger.info("failure %s after %.1f s: %s %s", code, time.monotonic() - begun, ask, detail)
 
 
 class Killer:
@@ -196,7 +204,9 @@ class Killer:
         engines = [child for child in replica.children(recursive=True) if _ENGINE in " ".join(child.cmdline())]
         victim = self._random.choice([replica, *engines])
         victim.kill()
-        self.kills.append((stage if victim is replica else f"{stage}:engine", time.monotonic()))
+        name = stage if victim is replica else f"{stage}:engine"
+        self.kills.append((name, time.monotonic()))
+        logger.info("killed %s, of %s", name, {stage: len(replicas) for stage, replicas in candidates.items()})
 
     def num_kills(self, stage: str, since: float, until: float) -> int:
         """Kills of this stage in a span of time."""
@@ -207,10 +217,10 @@ def live_replicas(service: Server, stage: str) -> list[int]:
     """Process ids of the stage's replicas that can serve."""
     if stage != "ingress":
         return [replica["process_id"] for replica in stage_status(service, stage)]
-    return [process.pid for process in ingress_processes(service) if _listens(process)]
+    return [process.pid for process in _ingress_processes(service) if _answers(process)]
 
 
-def ingress_processes(service: Server) -> Sequence[psutil.Process]:
+def _ingress_processes(service: Server) -> Sequence[psutil.Process]:
     """The processes of the ingress replicas, those that start included."""
     found = []
     for process in psutil.Process(service.process.pid).children(recursive=True):
@@ -223,8 +233,14 @@ def ingress_processes(service: Server) -> Sequence[psutil.Process]:
     return found
 
 
-def _listens(process: psutil.Process) -> bool:
+def _answers(process: psutil.Process) -> bool:
+    """Whether the replica's own HTTP server, to which HAProxy passes requests on, is there."""
     try:
-        return any(connection.status == psutil.CONN_LISTEN for connection in process.net_connections("tcp"))
-    except psutil.NoSuchProcess:
+        ports = [connection.laddr.port for connection in process.net_connections("tcp")]
+    except psutil.Error:
         return False
+    for port in set(ports) & set(_INGRESS_PORTS):
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"http://127.0.0.1:{port}/health", timeout=_HEALTH_TIMEOUT_S).ok:
+                return True
+    return False
