@@ -201,7 +201,7 @@ class Killer:
         fewest = min(hits[stage] for stage in candidates)
         stage = self._random.choice([stage for stage in candidates if hits[stage] == fewest])
         replica = psutil.Process(self._random.choice(candidates[stage]))
-        engines = [child for child in replica.children(recursive=True) if _ENGINE in " ".join(child.cmdline())]
+        engines = [child for child in replica.children(recursive=True) if is_engine(child)]
         victim = self._random.choice([replica, *engines])
         victim.kill()
         name = stage if victim is replica else f"{stage}:engine"
@@ -224,13 +224,20 @@ def _ingress_processes(service: Server) -> Sequence[psutil.Process]:
     """The processes of the ingress replicas, those that start included."""
     found = []
     for process in psutil.Process(service.process.pid).children(recursive=True):
-        try:
-            title = " ".join(process.cmdline())
-        except psutil.NoSuchProcess:
-            continue
-        if title.startswith("ray::ServeReplica") and "ingress" in title:
-            found.append(process)
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if is_replica(process) and "ingress" in process.cmdline()[0]:
+                found.append(process)
     return found
+
+
+def is_replica(process: psutil.Process) -> bool:
+    """Whether this is a replica's process, which Ray names after its class and deployment."""
+    return any("ServeReplica" in part for part in process.cmdline())
+
+
+def is_engine(process: psutil.Process) -> bool:
+    """Whether this is the process of a vLLM engine."""
+    return any(_ENGINE in part for part in process.cmdline())
 
 
 def _answers(process: psutil.Process) -> bool:

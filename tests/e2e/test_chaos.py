@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.e2e.chaos import STAGES, Answer, Ask, Killer, Load, answer_to, asks, live_replicas
+from tests.e2e.chaos import STAGES, Answer, Ask, Killer, Load, answer_to, asks, is_engine, is_replica, live_replicas
 from tests.e2e.leases import wait_until_nothing_is_held
 from tests.e2e.servers import Server, triptych_server
 
@@ -69,8 +69,7 @@ def test_every_request_ends_rightly_while_processes_are_killed(chaos_config: Pat
         wait_until_nothing_is_held(service, timeout_s=_LEASE_S + 15)
         assert asyncio.run(_answers(service)) == undisturbed
         processes = psutil.Process(service.process.pid).children(recursive=True)
-        orphans = [process for process in processes if _is_engine_without_replica(process)]
-        assert not orphans
+        assert not [process for process in processes if _is_engine_without_replica(process)]
     assert not [process for process in processes if process.is_running()]
     left = {name for name in _shared_memory() - before if not _is_used(name)}
     assert not left
@@ -117,7 +116,11 @@ def _wait_for_all_replicas(service: Server) -> None:
 
 def _is_engine_without_replica(process: psutil.Process) -> bool:
     """An engine whose replica was killed must end by itself."""
-    return "EngineCore" in " ".join(process.cmdline()) and "ServeReplica" not in " ".join(process.parent().cmdline())
+    try:
+        parent = process.parent()
+        return is_engine(process) and (parent is None or not is_replica(parent))
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
 
 
 def _shared_memory() -> set[str]:
