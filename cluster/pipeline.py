@@ -5,8 +5,8 @@
     decode    prompt + KV      -> tokens
 
 A retryable failure before the first token is tried again elsewhere, `encode_attempts` times in all and within the
-request's deadline; after the first token it ends the stream. An encoder that is full is asked again for `busy_wait_s`.
-Every way out gives up every lease.
+request's deadline; after it, what is left of the sequence is generated elsewhere, where that gives the same tokens, and
+the stream goes on. An encoder that is full is asked again for `busy_wait_s`. Every way out gives up every lease.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from vllm.outputs import RequestOutput
 
+from cluster.continuation import Continuation
 from cluster.leases import RequestLeases
 from cluster.request import Generation, RequestContext, TicketedItem
 from cluster.stages import DecodeStage, EncoderStage, PrefillStage
@@ -99,35 +100,53 @@ class Pipeline:
         """The outputs of one sequence.
 
         Raises:
-            TriptychError: a stage failed terminally, too often, or after the first token.
+            TriptychError: a stage failed terminally, too often without a token in between, or in the middle of a
+                sequence that cannot be split.
         """
-        for attempt in range(1, self._attempts + 1):
-            begun = False
+        continuation = Continuation(generation.params)
+        attempt = 1
+        while True:
+            given = continuation.given
             try:
-                async with contextlib.aclosing(self._attempt(context, generation)) as outputs:
+                async with contextlib.aclosing(self._attempt(context, generation, given)) as outputs:
                     async for output in outputs:
-                        begun = True
+                        continuation.add(output)
                         yield output
                 return
             except RetryableError as error:
-                if begun:
+                if continuation.finished:
+                    return  # Only the end of the call was lost.
+                if not continuation.is_possible():
                     raise
+                if len(continuation.given) > len(given):
+                    attempt = 1
                 await self._pause_or_raise(context, attempt, error)
+                attempt += 1
                 generation = await self._with_live_tickets(context, generation, error)
 
-    async def _attempt(self, context: RequestContext, generation: Generation) -> AsyncGenerator[RequestOutput, None]:
-        """Prefill, then decode; without a prefill stage decode computes the prompt itself."""
+    async def _attempt(
+        self, context: RequestContext, generation: Generation, given: tuple[int, ...]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Prefill, then decode; without a prefill stage decode computes the prompt itself.
+
+        Args:
+            given: tokens of the answer that the client has already: computed with the prompt, not generated again.
+        """
+        prompt = generation.prompt
+        if given:
+            prompt = replace(prompt, token_ids=[*prompt.token_ids, *given], text=None)
         prefilled = None
         if self._prefill_stage is not None:
             context.trace.mark("prefill_called")
             prefilled = await self._prefill_stage.prefill(
                 PrefillRequest(
                     request_id=generation.request_id,
-                    prompt=generation.prompt,
+                    prompt=prompt,
                     params=generation.params,
                     embeddings=generation.refs(),
                     timeout_s=context.deadline.remaining_s(),
                     options=generation.options,
+                    num_given_tokens=len(given),
                 )
             )
             context.trace.mark("prefill_returned")
@@ -137,12 +156,13 @@ class Pipeline:
         try:
             request = DecodeRequest(
                 request_id=generation.request_id,
-                prompt=generation.prompt,
+                prompt=prompt,
                 params=generation.params,
                 kv_params=prefilled.kv_params if prefilled else None,
                 embeddings=() if prefilled else generation.refs(),
                 timeout_s=context.deadline.remaining_s(),
                 options=generation.options,
+                num_given_tokens=len(given),
             )
             context.trace.mark("decode_called")
             async with contextlib.aclosing(self._decode_stage.decode(request)) as outputs:
@@ -151,7 +171,8 @@ class Pipeline:
                         begun = True
                         context.trace.mark("first_output")
                         context.trace.mark_engine("decode", output)
-                        _complete_first_output(output, prefilled)
+                        if not given:
+                            _complete_first_output(output, prefilled)
                         context.leases.hand_over(generation.refs())
                     yield output
         finally:

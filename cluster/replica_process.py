@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 from collections.abc import Callable, Sequence
 
 import ray
@@ -13,6 +16,9 @@ from cluster.metrics.scrape import MetricsExport
 from cluster.request_logs import configure_logging
 from cluster.tracing import Tracing
 from configs import ObservabilityConfig
+
+logger = logging.getLogger(__name__)
+_LEAVE_S = 0.2
 
 
 class ReplicaProcess:
@@ -35,6 +41,16 @@ class ReplicaProcess:
             self._follower.close()
             self._follower = None
         self.tracing.close()
+
+
+def leave_process() -> None:
+    """End this replica's process, as soon as the answers under way have gone out; Ray starts another one.
+
+    For a replica that is of no use any more. Serve would send it calls until its third failed health check, and more
+    of them than to others, since what fails at once has room again.
+    """
+    logger.error("this replica ends its process")
+    asyncio.get_running_loop().call_later(_LEAVE_S, os._exit, 1)
 
 
 def address_or_node(host: str | None) -> str:

@@ -6,7 +6,8 @@ Methods that the pipeline calls are generators, also where they give one item (s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import contextlib
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from ray.exceptions import RayError
@@ -23,13 +24,13 @@ from cluster.metrics.engine_logger import stage_stat_logger
 from cluster.metrics.stages import EngineObserver, engine_readings
 from cluster.pipeline import Pipeline
 from cluster.ray_stages import RayDecodeStage, RayEncoderStage, RayPrefillStage
-from cluster.replica_process import ReplicaProcess, address_or_node, metrics_export
+from cluster.replica_process import ReplicaProcess, address_or_node, leave_process, metrics_export
 from cluster.request_logs import log_as
 from configs import TriptychConfig, embedding_fingerprint
 from llm_workers.engine_config import EngineRole
 from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
 from llm_workers.worker import LLMStats, LLMWorker
-from transfer import ClientSettings, EmbeddingClient, EmbeddingRef, cluster_key
+from transfer import ClientSettings, EmbeddingClient, EmbeddingRef, WorkerLost, cluster_key
 
 _STATUS_TIMEOUT_S = 5.0
 
@@ -47,12 +48,14 @@ class LLMReplica:
 
     async def prefill(self, request: PrefillRequest) -> AsyncGenerator[PrefillResult, None]:
         log_as(request.request_id)
-        yield await self._worker.prefill(request)
+        with _leaving_without_engine():
+            yield await self._worker.prefill(request)
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
         log_as(request.request_id)
-        async for output in self._worker.decode(request):
-            yield output
+        with _leaving_without_engine():
+            async for output in self._worker.decode(request):
+                yield output
 
     async def release_kv(self, request_id: str, kv_params: KVParams) -> AsyncGenerator[None, None]:
         await self._worker.release_kv(request_id, kv_params)
@@ -66,13 +69,24 @@ class LLMReplica:
         return self._signals.read(self._worker.stats())
 
     async def check_health(self) -> None:
-        await self._worker.check_health()
+        with _leaving_without_engine():
+            await self._worker.check_health()
 
     def __del__(self) -> None:
         if hasattr(self, "_worker"):  # Ray runs this after a failed start as well.
             self._worker.close()
         if hasattr(self, "_process"):
             self._process.close()
+
+
+@contextlib.contextmanager
+def _leaving_without_engine() -> Iterator[None]:
+    """What the worker of this process raises is about its own engine."""
+    try:
+        yield
+    except WorkerLost:
+        leave_process()
+        raise
 
 
 class IngressReplica:

@@ -19,6 +19,9 @@ REPLICA_ENVIRONMENT: Mapping[str, str] = {
 }
 
 
+_KEPT_REQUEST_BYTES = 2**20
+
+
 def front_environment(folder: Path) -> dict[str, str]:
     """HAProxy in front of a service on this machine, for the process that starts Ray and all that it starts.
 
@@ -41,6 +44,11 @@ def front_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        # A request whose ingress replica dies before it has answered goes to another one, since generating twice does
+        # no harm. HAProxy keeps requests for that as far as they fit a buffer, and were there in full when it passed
+        # them on; that it waits for the body is a second line for its file, since Serve has no switch for it.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_KEPT_REQUEST_BYTES),
         # On one machine HAProxy hears at once which replicas there are; Serve's 30 s are for load balancers elsewhere.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         # A change of the replicas replaces HAProxy's process; the old one ends with its last stream, but at Serve's

@@ -21,12 +21,14 @@ from llm_workers.embedding_path import EmbeddingPath
 from llm_workers.engine_config import EngineRole, engine_args, engine_environment
 from llm_workers.engine_input import engine_input
 from llm_workers.messages import GenerateOptions, KVParams, Prompt
+from llm_workers.resumed_sequence import ResumedSequence
 from transfer import DeadlineExceeded, WorkerLost
 
 logger = logging.getLogger(__name__)
 
 # vLLM's own 5 s end in SIGKILL while its workers still leave, and then their shared memory stays behind.
 _SHUTDOWN_TIMEOUT_S = 20.0
+_DIED = "the engine of this replica died"
 
 
 class LanguageModelEngine:
@@ -65,14 +67,22 @@ class LanguageModelEngine:
         timeout_s: float,
         kv_params: KVParams | None,
         ec_params: dict[str, Any] | None,
+        num_given_tokens: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:
         """vLLM's outputs for one prompt; closing the generator aborts the request.
+
+        Args:
+            num_given_tokens: how many tokens at the prompt's end are the beginning of the answer (see DecodeRequest).
 
         Raises:
             DeadlineExceeded: `timeout_s` passed; the request is aborted.
             WorkerLost: the engine's process died.
         """
         engine = self._running()
+        resumed = None
+        if num_given_tokens:
+            resumed = ResumedSequence(engine.get_tokenizer(), prompt.token_ids, num_given_tokens, params)
+            params = resumed.params()
         extra = dict(params.extra_args or {})
         if kv_params is not None:
             extra["kv_transfer_params"] = kv_params
@@ -96,9 +106,13 @@ class LanguageModelEngine:
                 async for output in outputs:
                     if deadline.passed and output.finished:
                         raise DeadlineExceeded("the request's time ended before its last token")
+                    if resumed is not None:
+                        resumed.complete(output)
                     yield output
+                    if resumed is not None and output.finished:
+                        return  # A stop string may have ended it before the engine does.
         except EngineDeadError as error:
-            raise WorkerLost("the engine of this replica died") from error
+            raise WorkerLost(_DIED) from error
         finally:
             deadline.close()
 
@@ -107,8 +121,11 @@ class LanguageModelEngine:
         await self._running().notify_kv_transfer_request_rejected(request_id, kv_params)
 
     async def check_health(self) -> None:
-        """Raises when an engine process is dead."""
-        await self._running().check_health()
+        """Raises WorkerLost when an engine process is dead."""
+        try:
+            await self._running().check_health()
+        except EngineDeadError as error:
+            raise WorkerLost(_DIED) from error
 
     def close(self) -> None:
         """End the engine's processes."""

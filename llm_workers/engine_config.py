@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from typing import Literal
+from typing import Any, Literal
 
 from vllm.config import ECTransferConfig, KVTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -21,6 +22,9 @@ EngineRole = Literal["prefill", "decode"]
 _ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 DEFAULT_CPU_KV_CACHE_BYTES = 2**30
 _CPU_NIXL_PAUSE_US = 100
+_NIXL = "NixlConnector"
+# A call that is overdue is given up by its caller some seconds after its deadline (`cluster.ray_stages`).
+_LEASE_MARGIN_S = 10.0
 # An engine that is left to itself grows by 30 MiB with every 200 requests. oneDNN makes a kernel of 100 KiB and more
 # for every number of rows that a batch has, and keeps 1024 of them; those of the batches at hand are a few dozen. And
 # what is freed of the heap lies between what is not, unless large pieces are mapped by themselves.
@@ -64,7 +68,7 @@ def engine_args(config: TriptychConfig, role: EngineRole, path: EmbeddingPath | 
             kv_connector=config.kv_transfer.connector,
             kv_role="kv_both",
             kv_buffer_device=config.kv_transfer.buffer_device or config.device,
-            kv_connector_extra_config=dict(config.kv_transfer.extra_config),
+            kv_connector_extra_config=_connector_settings(config),
         )
     if path is not None:
         args.ec_transfer_config = ECTransferConfig(
@@ -81,6 +85,19 @@ def engine_args(config: TriptychConfig, role: EngineRole, path: EmbeddingPath | 
             raise ValueError(f"{role}.engine_args.{name} is not an argument of vllm.AsyncEngineArgs")
         setattr(args, name, value)
     return args
+
+
+def _connector_settings(config: TriptychConfig) -> dict[str, Any]:
+    """What the KV connector is told, in its own words.
+
+    A prompt's KV cache must be held for as long as its request may live. NIXL frees it after 30 s, which is soon where
+    all decode replicas start again; whoever pulls it later is told nothing and decodes what other prompts have written
+    there. A decode worker that takes the cache or is not to have it lets it go earlier.
+    """
+    settings = dict(config.kv_transfer.extra_config)
+    if config.kv_transfer.connector == _NIXL:
+        settings.setdefault("kv_lease_duration", math.ceil(config.limits.deadline_s + _LEASE_MARGIN_S))
+    return settings
 
 
 def _executor(device: str, tensor_parallel_size: int) -> str | None:

@@ -23,13 +23,16 @@ def prefill_kv_params() -> KVParams:
     }
 
 
-def prefill_sampling(params: SamplingParams) -> SamplingParams:
+def prefill_sampling(params: SamplingParams, num_given_tokens: int) -> SamplingParams:
     """Parameters of the prefill step: one token, of which nothing is used; decode samples the first token itself.
 
     The step must end by length, since connectors drop the cache of a request that ended in another way; so nothing
-    that stops early is kept. Prompt logprobs are kept: only this stage computes the prompt.
+    that stops early is kept. Prompt logprobs are kept, since only this stage computes the prompt; unless the
+    client has had them, as it has tokens of the answer.
     """
     step = params.clone()
+    if num_given_tokens:
+        step.prompt_logprobs = None
     step.n = 1
     step.max_tokens = 1
     step.min_tokens = 0

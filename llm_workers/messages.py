@@ -59,6 +59,7 @@ class PrefillRequest:
 
     Attributes:
         embeddings: where to fetch each item's embedding, one reference per distinct item key.
+        num_given_tokens: as for decode.
         timeout_s: time left for the whole request.
         traceparent: the caller's place in a trace (W3C Trace Context), if the request is traced.
     """
@@ -70,6 +71,7 @@ class PrefillRequest:
     timeout_s: float
     options: GenerateOptions = field(default_factory=GenerateOptions)
     traceparent: str | None = None
+    num_given_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class DecodeRequest:
 
     Attributes:
         embeddings: as for prefill; used only when the prompt is computed here.
+        num_given_tokens: how many tokens at the end of the prompt belong to the answer: a replica that was lost had
+            generated them, and they were given to the client. `params` are those of the whole answer.
         traceparent: as for prefill.
     """
 
@@ -101,3 +105,4 @@ class DecodeRequest:
     timeout_s: float
     options: GenerateOptions = field(default_factory=GenerateOptions)
     traceparent: str | None = None
+    num_given_tokens: int = 0

@@ -117,7 +117,9 @@ class LLMWorker:
             TerminalError: it never can be had.
             DeadlineExceeded: `timeout_s` passed.
         """
-        outputs = self._outputs(request, prefill_sampling(request.params), prefill_kv_params())
+        outputs = self._outputs(
+            request, prefill_sampling(request.params, request.num_given_tokens), prefill_kv_params()
+        )
         async with contextlib.aclosing(outputs):
             output = [output async for output in outputs][-1]
         if output.kv_transfer_params is None:
@@ -131,7 +133,7 @@ class LLMWorker:
             as `prefill`.
         """
         sampling = request.params if request.kv_params is None else decode_sampling(request.params)
-        outputs = self._outputs(request, sampling, request.kv_params)
+        outputs = self._outputs(request, sampling, request.kv_params, request.num_given_tokens)
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 yield output
@@ -163,7 +165,7 @@ class LLMWorker:
         )
 
     async def check_health(self) -> None:
-        """Raises when the engine is dead."""
+        """Raises WorkerLost when the engine is dead."""
         await self.engine.check_health()
 
     def close(self) -> None:
@@ -176,7 +178,11 @@ class LLMWorker:
             self._failures = None
 
     async def _outputs(
-        self, request: PrefillRequest | DecodeRequest, sampling: SamplingParams, kv_params: KVParams | None
+        self,
+        request: PrefillRequest | DecodeRequest,
+        sampling: SamplingParams,
+        kv_params: KVParams | None,
+        num_given_tokens: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:
         """The engine's outputs, with its failures typed."""
         outputs = self.engine.generate(
@@ -187,6 +193,7 @@ class LLMWorker:
             timeout_s=request.timeout_s,
             kv_params=kv_params,
             ec_params=self._ec_params(request.request_id, request.embeddings, request.timeout_s),
+            num_given_tokens=num_given_tokens,
         )
         with self._account.running(request) as progress:
             async with contextlib.aclosing(outputs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -17,6 +18,8 @@ from tests.e2e.servers import Server
 
 _NUM_REQUESTS = 24
 _RESTART_TIMEOUT_S = 420.0
+_STREAM_TIMEOUT_S = 120.0
+_STORY_TOKENS = 800
 
 
 def _messages(seed: int) -> list[Any]:
@@ -84,4 +87,66 @@ def test_killed_while_requests_wait(service: Server, client: OpenAI, reference: 
     )
     assert again.choices[0].message.content == expected.choices[0].message.content
     # What the dead held ends with them or, at the latest, with its lease.
+    wait_until_nothing_is_held(service, timeout_s=45)
+
+
+def _story(seed: int) -> dict[str, Any]:
+    """A request for so many tokens that its stream surely runs when its replica is killed."""
+    return {
+        "model": MODEL_NAME,
+        "messages": _messages(seed),
+        "max_tokens": _STORY_TOKENS,
+        "temperature": 0,
+        "extra_body": {"return_token_ids": True, "ignore_eos": True},
+    }
+
+
+async def _streams_while(service: Server, seeds: list[int], kill: Callable[[], None]) -> list[tuple[list[int], str]]:
+    """Tokens and text of each stream; `kill` comes when all of them run."""
+    begun: set[int] = set()
+    all_begun = asyncio.Event()
+    async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=180) as client:
+
+        async def read(seed: int) -> tuple[list[int], str]:
+            token_ids: list[int] = []
+            text, usage = "", None
+            stream: Any = await client.chat.completions.create(
+                **_story(seed), stream=True, stream_options={"include_usage": True}
+            )
+            async for chunk in stream:
+                usage = chunk.usage or usage
+                for choice in chunk.choices:
+                    token_ids += getattr(choice, "token_ids", None) or []
+                    text += choice.delta.content or ""
+                if len(token_ids) >= 20:
+                    begun.add(seed)
+                if len(begun) == len(seeds):
+                    all_begun.set()
+            assert usage is not None
+            assert usage.completion_tokens == _STORY_TOKENS
+            return token_ids, text
+
+        tasks = [asyncio.ensure_future(read(seed)) for seed in seeds]
+        async with asyncio.timeout(_STREAM_TIMEOUT_S):
+            await all_begun.wait()
+            await asyncio.to_thread(kill)
+            return await asyncio.gather(*tasks)
+
+
+@pytest.mark.timeout(900)
+def test_streams_survive_their_decode_replica(service: Server, reference: OpenAI) -> None:
+    """Killed in the middle of them: they go on at the other replica, and read as one undisturbed engine writes them."""
+    seeds = list(range(5300, 5306))
+
+    def kill() -> None:
+        victim = max(stage_status(service, "decode"), key=lambda replica: int(replica["num_running"]))
+        assert victim["num_running"]
+        psutil.Process(victim["process_id"]).kill()
+
+    streams = asyncio.run(_streams_while(service, seeds, kill))
+    for seed, (token_ids, text) in zip(seeds, streams, strict=True):
+        quiet: Any = reference.chat.completions.create(**_story(seed))
+        assert token_ids == quiet.choices[0].token_ids
+        assert text == quiet.choices[0].message.content
+    _wait_for_replicas(service, "decode", 2)
     wait_until_nothing_is_held(service, timeout_s=45)

@@ -37,6 +37,7 @@ LIBRARIES_ELSEWHERE = (
         "cluster/pipeline.py", _VALUES, "carries vLLM's request and output values between its front and its engines"
     ),
     Elsewhere("cluster/request.py", _VALUES, "a request carries vLLM's sampling parameters"),
+    Elsewhere("cluster/continuation.py", _VALUES, "decides by vLLM's sampling parameters"),
     Elsewhere("cluster/stages.py", _VALUES, "names the output value that a stage yields"),
     Elsewhere("cluster/ray_stages.py", _VALUES, "names the output value that a stage yields"),
     Elsewhere("cluster/replicas.py", _VALUES, "names the output value that a replica yields"),

@@ -1,4 +1,4 @@
-"""The pipeline: retries where they may happen, never after the first token, and every lease given up exactly once."""
+"""The pipeline: retries where they may happen, streams that go on elsewhere, every lease given up exactly once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from cluster.deadline import Deadline
 from cluster.leases import RequestLeases
@@ -37,6 +37,10 @@ Script = Sequence[TriptychError | None]
 def _output(text: str, *, finished: bool) -> RequestOutput:
     completion = CompletionOutput(0, text, [1], None, None, finish_reason="stop" if finished else None)
     return RequestOutput("r", None, [1], None, [completion], finished)
+
+
+def _streamed(*, seed: int | None = None) -> SamplingParams:
+    return SamplingParams(max_tokens=8, seed=seed, output_kind=RequestOutputKind.DELTA)
 
 
 class ScriptedEncoder:
@@ -71,13 +75,15 @@ class ScriptedEncoder:
 
 
 class ScriptedPrefill:
-    """Remembers which transfers each call was given."""
+    """Remembers which tokens and which transfers each call was given."""
 
     def __init__(self, script: Script = ()) -> None:
         self.script = list(script)
         self.transfers: list[list[str]] = []
+        self.prompts: list[tuple[list[int], int]] = []
 
     async def prefill(self, request: PrefillRequest) -> PrefillResult:
+        self.prompts.append((request.prompt.token_ids, request.num_given_tokens))
         self.transfers.append([ref.transfer_id for ref in request.embeddings])
         error = self.script.pop(0) if self.script else None
         if error is not None:
@@ -86,11 +92,12 @@ class ScriptedPrefill:
 
 
 class ScriptedDecode:
-    """Yields two outputs; an error of its script comes before the first one, one of `late` after it."""
+    """Yields two outputs; an error of its script comes before them, one of `late` between, one of `last` after them."""
 
-    def __init__(self, script: Script = (), late: Script = ()) -> None:
+    def __init__(self, script: Script = (), late: Script = (), last: Script = ()) -> None:
         self.script = list(script)
         self.late = list(late)
+        self.last = list(last)
         self.requests: list[DecodeRequest] = []
         self.released: list[KVParams] = []
 
@@ -104,6 +111,9 @@ class ScriptedDecode:
         if late is not None:
             raise late
         yield _output("b", finished=True)
+        last = self.last.pop(0) if self.last else None
+        if last is not None:
+            raise last
 
     async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
         self.released.append(kv_params)
@@ -128,13 +138,13 @@ class Run:
     def _release(self, ref: EmbeddingRef) -> None:
         self.released[ref.transfer_id] += 1
 
-    async def generate(self, *urls: str) -> str:
+    async def generate(self, *urls: str, params: SamplingParams | None = None) -> str:
         """The text that comes out; leases are closed as at the end of a request."""
         try:
             media = [MediaItem("image", url=url) for url in urls]
             asked = [(item.modality, self.pipeline.ask(self.context, item, ())) for item in media]
             items = await self.pipeline.encode(self.context, asked)
-            generation = Generation("r", Prompt([1, 2]), tuple(items), SamplingParams(), GenerateOptions())
+            generation = Generation("r", Prompt([1, 2]), tuple(items), params or _streamed(), GenerateOptions())
             return "".join(
                 [output.outputs[0].text async for output in self.pipeline.generate(self.context, generation)]
             )
@@ -178,12 +188,54 @@ async def test_a_lost_decode_before_the_first_token_starts_again_from_the_encode
     assert not run.released
 
 
-async def test_no_retry_after_the_first_token() -> None:
-    prefill, decode = ScriptedPrefill(), ScriptedDecode(late=[WorkerLost("dead")])
+async def test_a_stream_goes_on_elsewhere_after_the_tokens_it_has_given() -> None:
+    prefill, decode = ScriptedPrefill(), ScriptedDecode(late=[WorkerLost("dead"), None])
+    run = Run(ScriptedEncoder(), prefill, decode)
+    assert await run.generate("x") == "aab"
+    assert prefill.prompts == [([1, 2], 0), ([1, 2, 1], 1)]
+    assert [(request.prompt.token_ids, request.num_given_tokens) for request in decode.requests] == prefill.prompts
+    assert prefill.transfers == [["transfer-1"], ["transfer-2"]]
+    assert not decode.released  # The lost replica had pulled the first cache, the second pulled the other.
+    assert not run.released
+
+
+async def test_without_a_prefill_stage_a_stream_goes_on_with_its_embeddings() -> None:
+    decode = ScriptedDecode(late=[WorkerLost("dead"), None])
+    run = Run(ScriptedEncoder(), None, decode)
+    assert await run.generate("x") == "aab"
+    second = decode.requests[1]
+    assert (second.prompt.token_ids, second.num_given_tokens) == ([1, 2, 1], 1)
+    assert [ref.transfer_id for ref in second.embeddings] == ["transfer-2"]
+
+
+async def test_every_token_gives_a_stream_its_attempts_back() -> None:
+    decode = ScriptedDecode(late=[*[WorkerLost("dead")] * 3, None])
+    run = Run(ScriptedEncoder(), ScriptedPrefill(), decode, attempts=2)
+    assert await run.generate() == "aaaab"
+    assert decode.requests[-1].prompt.token_ids == [1, 2, 1, 1, 1]
+
+
+async def test_losses_without_a_token_in_between_end_a_stream() -> None:
+    decode = ScriptedDecode([None, WorkerLost("again"), WorkerLost("again and again")], late=[WorkerLost("dead")])
+    run = Run(ScriptedEncoder(), ScriptedPrefill(), decode, attempts=2)
+    with pytest.raises(WorkerLost, match=r"^again"):
+        await run.generate()
+    assert len(decode.requests) == 2
+
+
+async def test_a_sequence_that_cannot_be_split_ends_with_one_error() -> None:
+    prefill, decode = ScriptedPrefill(), ScriptedDecode(late=[WorkerLost("dead"), None])
     run = Run(ScriptedEncoder(), prefill, decode)
     with pytest.raises(WorkerLost):
-        await run.generate("x")
+        await run.generate("x", params=_streamed(seed=3))
     assert len(prefill.transfers) == len(decode.requests) == 1
+
+
+async def test_a_replica_lost_after_the_last_token_is_no_loss() -> None:
+    """The call's end is a message of its own; going on would generate tokens behind the end."""
+    decode = ScriptedDecode(last=[WorkerLost("dead")])
+    assert await Run(ScriptedEncoder(), ScriptedPrefill(), decode).generate("x") == "ab"
+    assert len(decode.requests) == 1
 
 
 async def test_a_full_encoder_is_waited_for_and_costs_no_attempt() -> None:
