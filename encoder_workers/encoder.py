@@ -114,14 +114,13 @@ class Encoder:
             raise ValueError("the encoder is closed")
         if not batch:
             return []
+        reason: str | None = None
         try:
             tensors = self._tower.forward(batch)
-        except Exception as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
-        else:
-            reason = None
         if reason is not None:
             # Out of the handler, which keeps the tensors of the failed pass alive.
             release_cached(self.device)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from configs import EncoderConfig
 from encoder_workers.encoder import Encoder
 from npu_kernels import free_bytes, resolve_device
 
 _GIB = 2**30
 
 
-def check_memory(encoder: Encoder, *, max_batch_tokens: int, cache_bytes: int) -> None:
+def check_memory(encoder: Encoder, settings: EncoderConfig) -> None:
     """Raise ValueError, which says what to lower, unless a full pass fits into the device and the cache into the host.
 
     An estimate: of the largest moment of a pass, without the allocator's own losses. Nothing is known of vLLM's towers.
     """
+    max_batch_tokens, cache_bytes = settings.max_batch_tokens, settings.cache_bytes
     pass_bytes = (encoder.row_bytes or 0) * max_batch_tokens
     device_bytes, host_bytes = encoder.free_bytes(), free_bytes(resolve_device("cpu"))
     on_host = encoder.device.type == "cpu"

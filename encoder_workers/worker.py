@@ -87,22 +87,13 @@ class EncoderWorker:
                 ops=config.encoder.ops,
                 engine=config.encoder.engine,
                 trust_remote_code=config.trust_remote_code,
-                limits=Limits(
-                    item_bytes=limits.item_bytes,
-                    pixels=limits.pixels,
-                    frames=limits.video_frames,
-                    video_s=limits.video_s,
-                ),
+                limits=Limits(limits.item_bytes, limits.pixels, frames=limits.video_frames, video_s=limits.video_s),
             )
         except BaseException:
             self._server.close()
             raise
         try:
-            check_memory(
-                self._encoder,
-                max_batch_tokens=config.encoder.max_batch_tokens,
-                cache_bytes=config.encoder.cache_bytes,
-            )
+            check_memory(self._encoder, config.encoder)
         except BaseException:
             self._encoder.close()
             self._server.close()

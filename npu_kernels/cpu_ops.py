@@ -85,7 +85,7 @@ def _attend_in_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
                 torch.exp2(tile, out=tile)
                 total[here] += torch.mm(tile, v_CW, out=part[here])
             out_RD.copy_(total[here, :head_dim].div_(total[here, head_dim, None]))
-    return out.unflatten(0, (-1, num_heads))
+    return out.view(-1, num_heads, length, head_dim)
 
 
 def _longest_row(x: torch.Tensor) -> float:

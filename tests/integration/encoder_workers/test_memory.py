@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from make_random_checkpoint import make_checkpoint
 
-from configs import TriptychConfig
+from configs import EncoderConfig, TriptychConfig
 from encoder_workers import Encoder, load_encoder
 from encoder_workers.memory import check_memory
 from encoder_workers.worker import EncoderWorker
@@ -50,17 +50,21 @@ def test_an_item_without_memory_of_its_own_is_a_typed_error(wide_checkpoint: Pat
     assert report == {"outcomes": ["out_of_memory"] * 2, "passes": []}
 
 
+def settings(*, max_batch_tokens: int = 1024, cache_bytes: int = 0) -> EncoderConfig:
+    return EncoderConfig.model_validate({"max_batch_tokens": max_batch_tokens, "cache_bytes": cache_bytes})
+
+
 @pytest.fixture(scope="module")
 def encoder(checkpoint: Path) -> Encoder:
     return load_encoder(checkpoint, dtype="float32")
 
 
 def test_what_cannot_fit_is_told_with_what_to_lower(encoder: Encoder) -> None:
-    check_memory(encoder, max_batch_tokens=1024, cache_bytes=2**20)
+    check_memory(encoder, settings(cache_bytes=2**20))
     with pytest.raises(ValueError, match=r"a pass of 1024 patches \(encoder.max_batch_tokens\).*cache_bytes"):
-        check_memory(encoder, max_batch_tokens=1024, cache_bytes=EXABYTE)
+        check_memory(encoder, settings(cache_bytes=EXABYTE))
     with pytest.raises(ValueError, match="lower these, or give the replica more memory"):
-        check_memory(encoder, max_batch_tokens=EXABYTE, cache_bytes=0)
+        check_memory(encoder, settings(max_batch_tokens=EXABYTE))
 
 
 def test_a_replica_that_cannot_fit_does_not_start(checkpoint: Path) -> None:
