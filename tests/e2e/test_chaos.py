@@ -71,7 +71,8 @@ def test_every_request_ends_rightly_while_processes_are_killed(chaos_config: Pat
         processes = psutil.Process(service.process.pid).children(recursive=True)
         assert not [process for process in processes if _is_engine_without_replica(process)]
     assert not [process for process in processes if process.is_running()]
-    left = {name for name in _shared_memory() - before if not _is_used(name)}
+    # Python's own semaphores stay where Ray kills the process that would unlink them with the rest of a dead replica.
+    left = {name for name in _shared_memory() - before if not name.startswith("sem.mp-") and not _is_used(name)}
     assert not left
 
 
