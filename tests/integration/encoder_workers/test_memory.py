@@ -50,7 +50,7 @@ def test_an_item_without_memory_of_its_own_is_a_typed_error(wide_checkpoint: Pat
     assert report == {"outcomes": ["out_of_memory"] * 2, "passes": []}
 
 
-def settings(*, max_batch_tokens: int = 1024, cache_bytes: int = 0) -> EncoderConfig:
+def settings(*, max_batch_tokens: int = 1024, cache_bytes: int = 2**20) -> EncoderConfig:
     return EncoderConfig.model_validate({"max_batch_tokens": max_batch_tokens, "cache_bytes": cache_bytes})
 
 
@@ -60,7 +60,7 @@ def encoder(checkpoint: Path) -> Encoder:
 
 
 def test_what_cannot_fit_is_told_with_what_to_lower(encoder: Encoder) -> None:
-    check_memory(encoder, settings(cache_bytes=2**20))
+    check_memory(encoder, settings())
     with pytest.raises(ValueError, match=r"a pass of 1024 patches \(encoder.max_batch_tokens\).*cache_bytes"):
         check_memory(encoder, settings(cache_bytes=EXABYTE))
     with pytest.raises(ValueError, match="lower these, or give the replica more memory"):
