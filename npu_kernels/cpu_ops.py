@@ -33,25 +33,15 @@ def attention(
     q_THD: torch.Tensor, k_THD: torch.Tensor, v_THD: torch.Tensor, segments: Segments, *, scale: float
 ) -> torch.Tensor:
     """Tiles of matrix products for long segments in bfloat16; PyTorch's fused attention for all others."""
-    num_heads, head_dim = q_THD.shape[1:]
-    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
-    for group in segments.groups_on(q_THD.device):
-        batch = (group.num_segments, group.length, num_heads, head_dim)
-        rows = group.rows
-        q, k, v = (
-            (x if rows is None else x.index_select(0, rows)).reshape(batch).transpose(1, 2)
-            for x in (q_THD, k_THD, v_THD)
-        )
-        attended = None
-        if q.dtype == torch.bfloat16 and group.length >= _FEWEST_ROWS:
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if q.dtype == torch.bfloat16 and q.shape[2] >= _FEWEST_ROWS:
             attended = _attend_in_tiles(q, k, v, scale)
-        if attended is None:
-            attended = F.scaled_dot_product_attention(q, k, v, scale=scale)
-        attended = attended.transpose(1, 2)
-        if rows is None:
-            return attended.reshape(q_THD.shape)
-        out_THD.index_copy_(0, rows, attended.reshape(-1, num_heads, head_dim))
-    return out_THD
+            if attended is not None:
+                return attended
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    return torch_ops.attention_by_length(q_THD, k_THD, v_THD, segments, attend)
 
 
 def _attend_in_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor | None:
@@ -103,10 +93,6 @@ def rotary(x_THD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> t
     for rows in _blocks(x_THD):
         out[rows] = torch_ops.rotary(x_THD[rows], cos_TD[rows], sin_TD[rows])
     return out
-
-
-def patch_embed(x_TE: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return linear(x_TE, weight, bias)
 
 
 def patch_merge(
@@ -164,7 +150,7 @@ def provided_ops(device: torch.device) -> dict[str, Callable[..., object]]:
         return {}
     provided: dict[str, Callable[..., object]] = {
         "rotary": rotary,
-        "patch_embed": patch_embed,
+        "patch_embed": linear,
         "patch_merge": patch_merge,
         "rms_norm": rms_norm,
         "add_rms_norm": add_rms_norm,

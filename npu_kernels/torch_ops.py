@@ -10,10 +10,17 @@ import torch.nn.functional as F
 from npu_kernels.segments import Segments
 
 
-def attention(
-    q_THD: torch.Tensor, k_THD: torch.Tensor, v_THD: torch.Tensor, segments: Segments, *, scale: float
+def attention_by_length(
+    q_THD: torch.Tensor,
+    k_THD: torch.Tensor,
+    v_THD: torch.Tensor,
+    segments: Segments,
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Segments of equal length share one batched call: a window tower has hundreds of small equal ones."""
+    """Attention inside each segment, by `attend` over q, k and v of [N, H, L, D] for all segments of one length.
+
+    Segments of equal length share one batched call: a window tower has hundreds of small equal ones.
+    """
     assert segments.num_rows == q_THD.shape[0], (segments.num_rows, q_THD.shape)
     num_heads, head_dim = q_THD.shape[1:]
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
@@ -24,11 +31,20 @@ def attention(
             (x if rows is None else x.index_select(0, rows)).reshape(batch).transpose(1, 2)
             for x in (q_THD, k_THD, v_THD)
         )
-        attended = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).reshape(-1, num_heads, head_dim)
+        attended = attend(q, k, v).transpose(1, 2).reshape(-1, num_heads, head_dim)
         if rows is None:
             return attended
         out_THD.index_copy_(0, rows, attended)
     return out_THD
+
+
+def attention(
+    q_THD: torch.Tensor, k_THD: torch.Tensor, v_THD: torch.Tensor, segments: Segments, *, scale: float
+) -> torch.Tensor:
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    return attention_by_length(q_THD, k_THD, v_THD, segments, attend)
 
 
 def rotary(x_THD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor:

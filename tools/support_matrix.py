@@ -108,20 +108,11 @@ def read_speed(root: Path) -> list[dict[str, Any]]:
 
 
 def speed(rows: Sequence[dict[str, Any]], model: Model, contender: str, dtype: str) -> str:
-    """How many times as long the contender took as Triptych, case by case."""
+    """How many times as long the contender took as Triptych, case by case; for two ranks, how many times as fast."""
     found = [
-        f"{row['case']} {row['against']:.2f}"
+        f"{row['case']} {1 / row['against'] if contender == 'two_ranks' else row['against']:.2f}"
         for row in rows
         if (row["model"], row["contender"], row["dtype"]) == (model.benchmark, contender, dtype) and row["against"]
-    ]
-    return "; ".join(found) if found else "not measured"
-
-
-def two_ranks(rows: Sequence[dict[str, Any]], model: Model, dtype: str) -> str:
-    found = [
-        f"{row['case']} {1 / row['against']:.2f}"
-        for row in rows
-        if (row["model"], row["contender"], row["dtype"]) == (model.benchmark, "two_ranks", dtype) and row["against"]
     ]
     return "; ".join(found) if found else "not measured"
 
@@ -185,7 +176,7 @@ def render(outcomes: Sequence[Outcome], speeds: Sequence[dict[str, Any]]) -> str
                 dtype,
                 speed(speeds, model, "huggingface", dtype),
                 speed(speeds, model, "vllm", dtype),
-                two_ranks(speeds, model, dtype),
+                speed(speeds, model, "two_ranks", dtype),
             ]
             for model in MODELS
             for dtype in ("bfloat16", "float32")
