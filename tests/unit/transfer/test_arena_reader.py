@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,9 +127,8 @@ def test_readers_beside_a_busy_owner_see_whole_blocks_or_a_typed_error(arena: Ar
     owner.start()
     num_held = 0
     try:
-        for _ in range(100_000):
-            if num_held == 200:
-                break
+        end = time.monotonic() + WAIT_S
+        while num_held < 200 and time.monotonic() < end:
             for offset, block_id, number in list(offered):
                 try:
                     held = reader.hold(arena.name, offset, PAGE, block_id)
