@@ -9,8 +9,7 @@ from cluster.deployment import deployment_of
 from cluster.encoder_replica import EncoderReplica
 from cluster.plan import plan_deployments
 from cluster.replicas import IngressReplica, LLMReplica
-from cluster.routing.affinity import ContentAffinityRouter
-from cluster.routing.outstanding import LeastOutstandingRouter
+from cluster.routing.catalogue import decode_router, encoder_router, prefill_router
 from configs import ConfigError, TriptychConfig, load_config, parse_config
 
 
@@ -41,11 +40,14 @@ def build_service(config: TriptychConfig, host: str | None = None) -> Applicatio
     """
     settings = config.model_dump(mode="json", exclude_none=True)
     plans = plan_deployments(config)
-    stages: dict[str, Application | None] = {"encoder": None, "prefill": None, "decode": None}
-    for name in stages.keys() & plans.keys():
-        if name == "encoder":
-            stages[name] = deployment_of(plans[name], EncoderReplica, ContentAffinityRouter).bind(settings, host)
-        else:
-            stages[name] = deployment_of(plans[name], LLMReplica, LeastOutstandingRouter).bind(settings, name, host)
+    stages: dict[str, Application | None] = {"encoder": None, "prefill": None}
+    if config.encoder is not None:
+        router = encoder_router(config.router, config.encoder)
+        stages["encoder"] = deployment_of(plans["encoder"], EncoderReplica, router).bind(settings, host)
+    if config.prefill is not None:
+        router = prefill_router(config.router)
+        stages["prefill"] = deployment_of(plans["prefill"], LLMReplica, router).bind(settings, "prefill", host)
+    router = decode_router(config.router)
+    stages["decode"] = deployment_of(plans["decode"], LLMReplica, router).bind(settings, "decode", host)
     application: Application = deployment_of(plans["ingress"], serve.ingress()(IngressReplica)).bind(settings, **stages)
     return application

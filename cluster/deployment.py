@@ -4,20 +4,19 @@ from typing import Any
 
 from ray import serve
 from ray.serve.config import RequestRouterConfig
-from ray.serve.request_router import RequestRouter
 
 from cluster.plan import DeploymentPlan
 
 
 def deployment_of(
-    plan: DeploymentPlan, replica_class: type, router: type[RequestRouter] | None = None
+    plan: DeploymentPlan, replica_class: type, router: RequestRouterConfig | None = None
 ) -> serve.Deployment:
     """One deployment as planned; without a router of its own it has Serve's, by the shortest of two queues."""
     options: dict[str, Any] = {"num_replicas": plan.num_replicas}
     if plan.autoscaling is not None:
         options = {"autoscaling_config": dict(plan.autoscaling)}
     if router is not None:
-        options["request_router_config"] = RequestRouterConfig(request_router_class=router)
+        options["request_router_config"] = router
     return serve.deployment(
         replica_class,
         name=plan.name,

@@ -13,6 +13,7 @@ from cluster.autoscaling.publish import EncoderSignals
 from cluster.metrics.stages import EncoderObserver, encoder_readings
 from cluster.replica_process import ReplicaProcess, address_or_node
 from cluster.request_logs import log_as
+from cluster.routing.reports import EncoderReport, to_stats
 from configs import TriptychConfig
 from encoder_workers.batcher import BatchTimes
 from encoder_workers.stats import EncoderStats
@@ -51,6 +52,12 @@ class EncoderReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What policies of `cluster.autoscaling` go by; Ray asks now and then, where the stage is scaled."""
         return self._signals.read(self._worker.stats())
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What the routers of `cluster.routing` go by; Ray asks every `REPORT_PERIOD_S`."""
+        stats = self._worker.stats()
+        mean = stats.total_work / stats.num_taken if stats.num_taken else 0.0
+        return to_stats(EncoderReport(round(stats.pending_work), round(mean), stats.num_taken))
 
     def _wait_for_collection(self) -> None:
         """Let what was promised be fetched: for Ray a call has ended with its tickets. No more calls come now."""

@@ -26,6 +26,7 @@ from cluster.pipeline import Pipeline
 from cluster.ray_stages import RayDecodeStage, RayEncoderStage, RayPrefillStage
 from cluster.replica_process import ReplicaProcess, address_or_node, leave_process, metrics_export
 from cluster.request_logs import log_as
+from cluster.routing.reports import EngineReport, to_stats
 from configs import TriptychConfig, embedding_fingerprint
 from llm_workers.engine_config import EngineRole
 from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
@@ -67,6 +68,18 @@ class LLMReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What policies of `cluster.autoscaling` go by; Ray asks now and then, where the stage is scaled."""
         return self._signals.read(self._worker.stats())
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What the routers of `cluster.routing` go by; Ray asks every `REPORT_PERIOD_S`."""
+        stats = self._worker.stats()
+        return to_stats(
+            EngineReport(
+                unanswered_tokens=stats.num_unanswered_tokens,
+                kv_cache_tokens=stats.kv_cache_tokens,
+                # The engine reports after steps: after one that was its last for a while the cache empties unseen.
+                kv_cache_use=round(stats.kv_cache_use, 3) if stats.num_running else 0.0,
+            )
+        )
 
     async def check_health(self) -> None:
         with _leaving_without_engine():

@@ -21,8 +21,6 @@ from cluster.app import build_service
 from cluster.plan import application_policy, plan_deployments
 from cluster.start_failures import explain_failure, failed_attempts
 from configs import ConfigError, TriptychConfig
-from llm_workers.embedding_store import sweep_dead_owners
-from transfer.channels.arena import sweep_dead_arenas
 
 logger = logging.getLogger(__name__)
 
@@ -204,11 +202,6 @@ class Service:
             if time.monotonic() > deadline:
                 raise StartupFailed(f"the service was not ready in time: {shown}\nlogs: {_logs_folder()}")
             stop.wait(_POLL_S)
-
-
-def sweep_shared_memory() -> int:
-    """Remove segments in /dev/shm that workers left when they were killed; those of live workers stay."""
-    return sweep_dead_owners() + sweep_dead_arenas()
 
 
 def _raise_if(stop: threading.Event) -> None:

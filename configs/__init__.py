@@ -5,6 +5,7 @@ from configs.limits import LimitsConfig
 from configs.loader import ConfigError, ServiceFile, load_config, load_service, parse_config
 from configs.observability import ObservabilityConfig
 from configs.revision import embedding_fingerprint
+from configs.router import RouterConfig
 from configs.settings import (
     DecodeConfig,
     EncoderConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "LimitsConfig",
     "ObservabilityConfig",
     "PrefillConfig",
+    "RouterConfig",
     "ServiceFile",
     "StageConfig",
     "TransferConfig",

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from configs.base import Settings
 from configs.limits import LimitsConfig
 from configs.observability import ObservabilityConfig
+from configs.router import RouterConfig
 from configs.sizes import ByteSize
 
 Device = Literal["cpu", "cuda", "npu"]
@@ -222,6 +223,9 @@ class TriptychConfig(Settings):
     ingress: IngressConfig = Field(default_factory=lambda: IngressConfig.model_validate({}), description="HTTP front.")
     transfer: TransferConfig = Field(
         default_factory=lambda: TransferConfig.model_validate({}), description="Embedding path E to P."
+    )
+    router: RouterConfig = Field(
+        default_factory=lambda: RouterConfig.model_validate({}), description="Which replica takes a call."
     )
     kv_transfer: KVTransferSettings = Field(
         default_factory=lambda: KVTransferSettings.model_validate({}), description="KV cache path P to D."

@@ -57,6 +57,7 @@ class Encoder:
         revision: str,
         limits: Limits,
         row_bytes: int | None = None,
+        rows_per_pair: float = 0.0,
     ) -> None:
         self._processor = processor
         self._tower: Tower | None = tower
@@ -67,6 +68,7 @@ class Encoder:
         self.limits = limits
         self.width = tower.width
         """Columns of an embedding."""
+        self._rows_per_pair = rows_per_pair
         self.row_bytes = row_bytes
         """Device memory that a patch takes in a pass; None where that is not known."""
         self.layout = tower.layout
@@ -76,6 +78,10 @@ class Encoder:
     def modalities(self) -> tuple[Modality, ...]:
         """What this model encodes."""
         return self._processor.modalities
+
+    def work(self, metadata: ItemMetadata) -> float:
+        """What an item costs the tower, a*S + b*sum(S_i^2) in units of a: patches, and more where attention weighs."""
+        return metadata.num_patches + self._rows_per_pair * metadata.num_pairs
 
     @property
     def processor(self) -> Processor:
@@ -206,6 +212,7 @@ def load_encoder(
     processor: Processor
     tower: Tower
     row_bytes: int | None
+    rows_per_pair = 0.0
     if engine == "vllm":
         if ranks > 1 or ops != "auto":
             raise ValueError("vLLM's encoder runs in one process with its own operators: leave out ranks and ops")
@@ -220,11 +227,11 @@ def load_encoder(
         processor = family.load_processor(checkpoint)
         if ranks > 1:
             tower = group = load_group_tower(model, device=torch_device, dtype=torch_dtype, ranks=ranks, ops=ops)
-            row_bytes = group.row_bytes
+            row_bytes, rows_per_pair = group.row_bytes, group.rows_per_pair
         else:
             tower = one = family.load_tower(checkpoint, chosen_ops, torch_device, torch_dtype)
             check_ops(chosen_ops, torch_device, torch_dtype, one.attention_shape)
-            row_bytes = one.costs.row_values * torch_dtype.itemsize
+            row_bytes, rows_per_pair = one.costs.row_values * torch_dtype.itemsize, one.costs.rows_per_pair
     config = {key: value for key, value in checkpoint.config.items() if key not in _NOT_OF_THE_TOWER}
     revision = checkpoint.digest(checkpoint.names(prefixes), {"config": config, "processor": processor.settings})
     logger.info(
@@ -238,6 +245,7 @@ def load_encoder(
         revision=revision,
         limits=limits or Limits(),
         row_bytes=row_bytes,
+        rows_per_pair=rows_per_pair,
     )
 
 

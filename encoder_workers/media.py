@@ -45,6 +45,9 @@ class ItemMetadata:
     """Rows the tower computes on for this item: its linear cost."""
     prompt: tuple[Metadata, ...]
     """Arrays under vLLM's own field names, for instance image_grid_thw of shape [3]."""
+    num_pairs: int = 0
+    """Pairs of rows that attend to each other in a layer of full attention, sum(S_i^2): its quadratic cost; 0 where a
+    processor does not know its tower."""
 
     def array(self, name: str) -> Metadata:
         """The prompt array of that name; KeyError when the item has none."""

@@ -49,6 +49,11 @@ class CostModel:
     per_pair: float
     row_values: int = 0
 
+    @property
+    def rows_per_pair(self) -> float:
+        """What a pair costs, in rows."""
+        return self.per_pair / self.per_row
+
     def of(self, shape: ItemShape) -> float:
         """a * S + b * sum(S_i^2)."""
         return self.per_row * shape.num_rows + self.per_pair * shape.num_pairs

@@ -11,6 +11,8 @@ from transfer import ServerStats
 class EncoderStats:
     """What a worker holds and has counted. `process_id` tells replicas apart.
 
+    `pending_work` is what the `num_pending` items cost (`Encoder.work`), `total_work` that of all encodings ever begun;
+    `num_taken` counts the items of all calls.
     `last_begun` and `last_finished` are the monotonic moments of the last pass, 0 before the first.
     """
 
@@ -29,3 +31,6 @@ class EncoderStats:
     last_begun: float
     last_finished: float
     server: ServerStats
+    num_taken: int
+    pending_work: float
+    total_work: float

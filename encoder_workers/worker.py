@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -21,6 +19,7 @@ from encoder_workers.batcher import Batcher, BatchTimes, EncodeJob, Outcome, ign
 from encoder_workers.cache import EmbeddingCache
 from encoder_workers.embedding_server import start_server
 from encoder_workers.encoder import load_encoder
+from encoder_workers.encodings import Encoding, Encodings
 from encoder_workers.fetch import FetchLimits, MediaFetcher
 from encoder_workers.given_embeddings import is_given
 from encoder_workers.media import ItemMetadata, Limits, Media
@@ -43,13 +42,6 @@ from transfer import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Encoding:
-    """One item being encoded, and the transfers that wait for it."""
-
-    transfers: set[str] = field(default_factory=set)
 
 
 class EncoderWorker:
@@ -102,9 +94,9 @@ class EncoderWorker:
             FetchLimits(limits.item_bytes, limits.fetch_timeout_s, frozenset(limits.allowed_media_hosts))
         )
         self._cache = EmbeddingCache(config.encoder.cache_bytes)
-        self._encodings: dict[str, _Encoding] = {}
+        self._encodings = Encodings()
         self._taken_bytes = 0
-        self._lock = threading.Lock()
+        self._num_taken = 0
         self._batcher = Batcher(
             self._encoder,
             config.encoder.max_batch_tokens,
@@ -123,6 +115,7 @@ class EncoderWorker:
         Raises:
             Busy: this replica holds as many items as it may; nothing was begun.
         """
+        self._num_taken += len(request.items)
         if self._server.stats().num_leases + len(request.items) > self._settings.max_pending_items:
             raise Busy(f"this encoder holds {self._settings.max_pending_items} items already")
         deadline = time.monotonic() + request.timeout_s
@@ -156,6 +149,9 @@ class EncoderWorker:
             last_begun=last.begun if last else 0.0,
             last_finished=last.finished if last else 0.0,
             server=server,
+            num_taken=self._num_taken,
+            pending_work=self._encodings.pending_work,
+            total_work=self._encodings.total_work,
         )
 
     def check_health(self) -> None:
@@ -205,7 +201,7 @@ class EncoderWorker:
         if given is not None:
             self._finish({ticket.transfer_id}, self._to_host(given.tensor))
         else:
-            self._start(key, media, metadata.num_patches, ticket.transfer_id, request.traceparent)
+            self._start(key, media, metadata, ticket.transfer_id, request.traceparent)
         return ticket
 
     def _described(self, media: Media) -> ItemMetadata:
@@ -229,46 +225,26 @@ class EncoderWorker:
             fingerprint=self._fingerprint,
         )
 
-    def _start(self, key: str, media: Media, cost: int, transfer_id: str, traceparent: str | None) -> None:
+    def _start(self, key: str, media: Media, metadata: ItemMetadata, transfer_id: str, traceparent: str | None) -> None:
         """Publish at once what is cached, join an encoding of the same content, or begin one."""
-        with self._lock:
-            encoding = self._encodings.get(key)
-            if encoding is not None:
-                encoding.transfers.add(transfer_id)
-                return
-            # Under the lock: an encoding that ends leaves its result here before it leaves the table.
-            cached = self._cache.get(key)
-            if cached is None:
-                encoding = self._encodings[key] = _Encoding({transfer_id})
-        if encoding is None:
-            assert cached is not None
-            self._finish({transfer_id}, cached)
-            return
-        self._batcher.submit(
-            EncodeJob(
-                media=media,
-                cost=cost,
-                wanted=partial(self._wanted, key, encoding),
-                done=partial(self._done, key, encoding),
-                traceparent=traceparent,
+        begun = self._encodings.begin(key, transfer_id, self._encoder.work(metadata), self._cache.get)
+        if isinstance(begun, torch.Tensor):
+            self._finish({transfer_id}, begun)
+        elif begun is not None:
+            self._batcher.submit(
+                EncodeJob(
+                    media=media,
+                    cost=metadata.num_patches,
+                    wanted=partial(self._encodings.is_wanted, begun, self._server.is_live),
+                    done=partial(self._done, begun),
+                    traceparent=traceparent,
+                )
             )
-        )
 
-    def _wanted(self, key: str, encoding: _Encoding) -> bool:
-        """Whether a live lease still waits; an encoding that nobody wants is forgotten here, so that none can join."""
-        with self._lock:
-            if any(self._server.is_live(transfer_id) for transfer_id in encoding.transfers):
-                return True
-            del self._encodings[key]
-            return False
-
-    def _done(self, key: str, encoding: _Encoding, outcome: Outcome) -> None:
+    def _done(self, encoding: Encoding, outcome: Outcome) -> None:
         if isinstance(outcome, torch.Tensor):
-            self._cache.put(key, outcome)
-        with self._lock:
-            del self._encodings[key]
-            transfers = set(encoding.transfers)
-        self._finish(transfers, outcome)
+            self._cache.put(encoding.key, outcome)
+        self._finish(self._encodings.end(encoding), outcome)
 
     def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """Written once, to where every transfer of it and the cache share it; cached items make room if need be."""

@@ -12,9 +12,9 @@ from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, Schedule
 class EngineLoad:
     """The last report of one engine, and sums over all of them.
 
-    `kv_cache_use` is the part of the KV cache in use, 0 to 1. `num_deferred` counts those of the waiting requests that
-    the engine cannot begin yet: their embeddings or KV caches are still to come. `token_gaps_s` is the sum of the times
-    between two tokens of a sequence, of which there were `num_token_gaps`.
+    `kv_cache_use` is the part in use, 0 to 1, of a KV cache that holds `kv_cache_tokens`. `num_deferred` counts those
+    of the waiting requests that the engine cannot begin yet: their embeddings or KV caches are still to come.
+    `token_gaps_s` is the sum of the times between two tokens of a sequence, of which there were `num_token_gaps`.
     """
 
     def __init__(self, on_step: Callable[[int], None]) -> None:
@@ -23,6 +23,7 @@ class EngineLoad:
         self.num_waiting = 0
         self.num_deferred = 0
         self.kv_cache_use = 0.0
+        self.kv_cache_tokens = 0
         self.num_token_gaps = 0
         self.token_gaps_s = 0.0
         self._on_step = on_step
@@ -51,6 +52,7 @@ class _LoadLogger(StatLoggerBase):  # type: ignore[misc]
 
     def __init__(self, vllm_config: VllmConfig, engine_index: int, load: EngineLoad) -> None:
         self._load = load
+        self._cache = vllm_config.cache_config
 
     def record(
         self,
@@ -65,4 +67,5 @@ class _LoadLogger(StatLoggerBase):  # type: ignore[misc]
             self._load.take_tokens(iteration_stats)
 
     def log_engine_initialized(self) -> None:
-        """Nothing to say."""
+        """The engine is up and has told how large its KV cache is."""
+        self._load.kv_cache_tokens = (self._cache.num_gpu_blocks or 0) * self._cache.block_size

@@ -33,7 +33,8 @@ _FAILURE_REPORT_WAIT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LLMStats:
-    """What a worker does and has done. `process_id` tells replicas apart; `kv_cache_use` is from 0 to 1.
+    """What a worker does and has done. `process_id` tells replicas apart; `kv_cache_use` is from 0 to 1,
+    of a KV cache that holds `kv_cache_tokens` (0 before the engine has told).
 
     `num_running` counts the requests that the worker has, `num_waiting` those of them that its engine does not compute
     yet, `num_deferred` those of the waiting ones that cannot begin before their embeddings or KV caches are there.
@@ -53,6 +54,7 @@ class LLMStats:
     num_generated_tokens: int
     embedding_bytes: int
     kv_cache_use: float
+    kv_cache_tokens: int
     num_unanswered_prompts: int
     num_unanswered_tokens: int
     num_token_gaps: int
@@ -158,6 +160,7 @@ class LLMWorker:
             num_generated_tokens=account.num_generated_tokens,
             embedding_bytes=account.embedding_bytes,
             kv_cache_use=load.kv_cache_use,
+            kv_cache_tokens=load.kv_cache_tokens,
             num_unanswered_prompts=len(unanswered),
             num_unanswered_tokens=sum(unanswered),
             num_token_gaps=load.num_token_gaps,

@@ -10,7 +10,6 @@ the service when the pipe closes, which it also does when this process is killed
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import socket
 import subprocess
@@ -95,7 +94,9 @@ class Supervisor:
         killed = end_descendants(_ORPHAN_GRACE_S, Segments())
         if process.returncode < 0 or killed:
             # The service process did not get as far as this itself.
-            _sweep_shared_memory()
+            from cluster.cli.sweep import sweep_shared_memory
+
+            sweep_shared_memory()
             print(f"the service process ended abnormally ({process.returncode})", file=sys.stderr)
             return 1
         if ending_since:
@@ -125,10 +126,3 @@ def _port(text: str) -> int:
     if not 0 < port < 65536:
         raise argparse.ArgumentTypeError(f"{port} is not a TCP port: 1 to 65535")
     return port
-
-
-def _sweep_shared_memory() -> None:
-    logging.disable(logging.WARNING)  # vLLM's news about itself, at its import
-    from cluster.runtime import sweep_shared_memory
-
-    sweep_shared_memory()

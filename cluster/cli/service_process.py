@@ -56,7 +56,8 @@ def _serve(config_path: Path, port: int, ray_address: str | None, stop: threadin
 
     if ray_address is None:
         _set_ray_up(folder)
-    from cluster.runtime import Service, StartupFailed, StartupStopped, sweep_shared_memory
+    from cluster.cli.sweep import sweep_shared_memory
+    from cluster.runtime import Service, StartupFailed, StartupStopped
 
     config = load_config(config_path)
     service = Service(config, port=port, ray_address=ray_address)

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
-from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
+from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from cluster.routing.pauses import FailurePauses
+
+Reports = Mapping[str, Mapping[str, Any]]
+"""By the replica's name: what it told last (`cluster.routing.reports`), empty before the first time."""
 
 
 class RankedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
-    """Offers a call to the replicas in the order of `rank`.
+    """Offers a call to the replicas in the order of `rank`; those that calls could not reach come last for a while.
 
-    Calls are placed first come, first served, so that none can be left behind: of calls that wait at the same moment,
-    one may get the replica that another one prefers.
+    Serve itself leaves out replicas that died or drain. Calls are placed first come, first served, so that none can be
+    left behind: of calls that wait at the same moment, one may get the replica that another one prefers.
     """
 
+    def initialize_state(self, **_: Any) -> None:
+        """Called by Serve once, before the first choice."""
+        self._pauses = FailurePauses()
+
     @abstractmethod
-    def rank(self, names: list[str], pending: PendingRequest | None) -> list[str]:
+    def rank(self, names: list[str], reports: Reports, pending: PendingRequest | None) -> list[str]:
         """The replicas' names, best first."""
 
     async def choose_replicas(
@@ -25,4 +36,14 @@ class RankedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
             # Without this Serve asks again at once, in a loop that lets nothing else on its thread run.
             pending_request.routing_context.should_backoff = True
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        return [[by_name[name]] for name in self.rank(sorted(by_name), pending_request)]
+        self._pauses.keep(by_name)
+        reports = {name: replica.routing_stats for name, replica in by_name.items()}
+        ranked = self.rank(sorted(by_name), reports, pending_request)
+        return [[by_name[name]] for name in sorted(ranked, key=self._pauses.is_paused)]
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
+        self._pauses.took(replica_id.unique_id)
+
+    def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
+        super().on_replica_actor_unavailable(replica_id)
+        self._pauses.failed(replica_id.unique_id)

@@ -90,6 +90,7 @@ class QwenVLProcessor:
             num_tokens=num_patches // settings.merge_size**2,
             num_patches=num_patches,
             prompt=(Metadata.of("image_grid_thw", grid),),
+            num_pairs=num_patches**2,
         )
 
     def video_metadata(self, num_frames: int, height: int, width: int, options: ProcessorOptions = ()) -> ItemMetadata:

@@ -85,7 +85,8 @@ def video_metadata(clip: Clip, height: int, width: int, settings: VideoSettings)
         prompt.append(Metadata.of("second_per_grid_ts", pixels.temporal_patch_size / clip.sampled_fps))
     elif settings.style == "qwen3_vl":
         prompt.append(Metadata.of("timestamps", clip.step_times(pixels.temporal_patch_size)))
-    return ItemMetadata("video", num_patches // pixels.merge_size**2, num_patches, tuple(prompt))
+    num_pairs = steps * (grid[1] * grid[2]) ** 2
+    return ItemMetadata("video", num_patches // pixels.merge_size**2, num_patches, tuple(prompt), num_pairs)
 
 
 def decode_sequence(

@@ -91,6 +91,7 @@ class RankGroup:
         ready = answers[0]
         assert isinstance(ready, RankReady)
         self.row_bytes = ready.row_bytes
+        self.rows_per_pair = ready.rows_per_pair
         self.free_bytes = min(answer.free_bytes for answer in answers if isinstance(answer, RankReady))
         self.width = ready.width
         self.layout = ready.layout

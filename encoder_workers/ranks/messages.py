@@ -63,6 +63,7 @@ class RankReady:
     Attributes:
         row_bytes: device memory that a row takes in a pass.
         free_bytes: of the rank's device, behind its weights.
+        rows_per_pair: what a pair of rows that attend to each other costs, in rows.
     """
 
     width: int
@@ -70,6 +71,7 @@ class RankReady:
     rates: Rates
     row_bytes: int
     free_bytes: int
+    rows_per_pair: float
 
 
 @dataclass(frozen=True)

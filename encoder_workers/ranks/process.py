@@ -58,8 +58,7 @@ def main(descriptor: int) -> None:
     assert isinstance(launch, LaunchRank), type(launch)
     try:
         tower, rates = _load(launch)
-        row_bytes = tower.costs.row_values * resolve_dtype(launch.dtype).itemsize
-        link.send(RankReady(tower.width, tower.layout, rates, row_bytes, free_bytes(resolve_device(launch.device))))
+        link.send(_ready(tower, rates, launch))
         while True:
             message, buffers = inbox.get()
             assert isinstance(message, RunPass), type(message)
@@ -85,6 +84,17 @@ def _receive(link: Link, inbox: queue.SimpleQueue[tuple[RankMessage, list[Shared
     except LinkClosed:
         pass
     os._exit(0)
+
+
+def _ready(tower: SplitTower, rates: Rates, launch: LaunchRank) -> RankReady:
+    return RankReady(
+        tower.width,
+        tower.layout,
+        rates,
+        row_bytes=tower.costs.row_values * resolve_dtype(launch.dtype).itemsize,
+        free_bytes=free_bytes(resolve_device(launch.device)),
+        rows_per_pair=tower.costs.rows_per_pair,
+    )
 
 
 def _load(launch: LaunchRank) -> tuple[SplitTower, Rates]:

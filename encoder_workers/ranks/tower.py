@@ -41,6 +41,8 @@ class GroupTower:
         self.layout = self._group.layout
         self.row_bytes = self._group.row_bytes
         """Device memory that a row takes in a pass on its rank."""
+        self.rows_per_pair = self._group.rows_per_pair
+        """What a pair of rows that attend to each other costs, in rows."""
         self.free_bytes = self._group.free_bytes
         """Of the rank's device that had least, when its weights were loaded."""
         self._restart_failure: str | None = None

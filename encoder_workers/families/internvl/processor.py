@@ -131,11 +131,13 @@ class InternVLProcessor:
         )
 
     def _metadata(self, num_tiles: int) -> ItemMetadata:
+        rows_per_tile = self._tiles.side**2 + 1
         return ItemMetadata(
             modality="image",
             num_tokens=num_tiles * self._tiles.tokens_per_tile,
-            num_patches=num_tiles * (self._tiles.side**2 + 1),
+            num_patches=num_tiles * rows_per_tile,
             prompt=(Metadata.of("image_num_patches", num_tiles),),
+            num_pairs=num_tiles * rows_per_tile**2,
         )
 
 

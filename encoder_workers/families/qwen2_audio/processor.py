@@ -71,7 +71,8 @@ class Qwen2AudioProcessor:
         tokens = sum(num_tokens(of_clip) for of_clip in frames)
         if tokens < 1:
             raise BadMedia(f"the audio is too short: {num_samples / self._mel.rate:.3f} s give no token")
-        return ItemMetadata("audio", tokens, sum(num_tower_rows(of_clip) for of_clip in frames), ())
+        rows = [num_tower_rows(of_clip) for of_clip in frames]
+        return ItemMetadata("audio", tokens, sum(rows), (), num_pairs=sum(of_clip**2 for of_clip in rows))
 
     def decode(self, media: Media, limits: Limits) -> Decoded:
         metadata = self.describe(media, limits)

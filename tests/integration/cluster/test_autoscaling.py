@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.deployment import deployment_of
 from cluster.encoder_replica import EncoderReplica
 from cluster.plan import plan_deployments
-from cluster.routing.affinity import ContentAffinityRouter
+from cluster.routing.catalogue import encoder_router
 from configs import TriptychConfig, embedding_fingerprint
 from transfer import EmbeddingClient, EncodeRequest, MediaItem
 
@@ -67,7 +67,9 @@ def encoders(config: TriptychConfig) -> Iterator[DeploymentHandle]:
     try:
         serve.start(proxy_location="Disabled")
         settings = config.model_dump(mode="json", exclude_none=True)
-        graph = deployment_of(plan, EncoderReplica, ContentAffinityRouter).bind(settings, "127.0.0.1")
+        assert config.encoder is not None
+        router = encoder_router(config.router, config.encoder)
+        graph = deployment_of(plan, EncoderReplica, router).bind(settings, "127.0.0.1")
         yield serve.run(graph, name=APP, route_prefix=None)
     finally:
         serve.shutdown()

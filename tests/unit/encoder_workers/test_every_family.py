@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,17 @@ def test_description_without_weights_is_what_encoding_gives(encoder: Encoder, mo
         assert tensor.shape == (metadata.num_tokens, encoder.width)
         assert tensor.dtype == encoder.dtype == torch.float32
         assert tensor.isfinite().all()
+
+
+def test_the_work_told_from_the_header_is_what_the_tower_will_compute(encoder: Encoder, media: list[Media]) -> None:
+    """By the same cost model that plans passes over several ranks: rows, and pairs of rows in full attention."""
+    tower: Any = encoder._tower
+    for item in media:
+        prepared = encoder.preprocess(encoder.decode(item))
+        shape = tower.shape(prepared)
+        assert prepared.metadata.num_patches == shape.num_rows
+        assert prepared.metadata.num_pairs == shape.num_pairs
+        assert encoder.work(prepared.metadata) == pytest.approx(tower.costs.of(shape) / tower.costs.per_row)
 
 
 def given(metadata: ItemMetadata, rows: torch.Tensor, **changed: Field) -> Media:

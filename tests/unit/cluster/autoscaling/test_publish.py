@@ -21,7 +21,8 @@ from llm_workers.worker import LLMStats
 from transfer import EncodeReply, EncodeTicket, ItemFailure, ServerStats
 
 _TICKET = EncodeTicket("k", "image", 64, 8, "float32", "plain", (), "t", ("tcp://x",), 64 * 8 * 4, "f")
-_ENCODER = EncoderStats(1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, ServerStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+_SERVER = ServerStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+_ENCODER = EncoderStats(1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, _SERVER, 3, 0.0, 0.0)
 _ENGINE = LLMStats(
     process_id=1,
     num_running=4,
@@ -34,6 +35,7 @@ _ENGINE = LLMStats(
     num_generated_tokens=0,
     embedding_bytes=0,
     kv_cache_use=0.5,
+    kv_cache_tokens=4096,
     num_unanswered_prompts=4,
     num_unanswered_tokens=400,
     num_token_gaps=7,

@@ -1,0 +1,55 @@
+"""What replicas tell routers of their load, by Ray's `record_routing_stats`: typed on both sides of the plain table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+REPORT_PERIOD_S = 1.0
+"""How often Ray asks. Routers know what they sent themselves; reports tell of what others did."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderReport:
+    """One encoder replica.
+
+    Attributes:
+        pending_work: patches that wait or are computed, with the quadratic term of attention (`Encoder.work`).
+        work_per_item: the mean since its start; items that it had cost nothing.
+        num_taken: items since its start; as long as it is the same, nothing has come since the last report.
+    """
+
+    pending_work: float = 0.0
+    work_per_item: float = 0.0
+    num_taken: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """One replica of an engine.
+
+    Attributes:
+        unanswered_tokens: of prompts that have not led to a first token.
+        kv_cache_tokens: that the KV cache holds when it is full; 0: not known.
+        kv_cache_use: part of it that is taken, 0 to 1.
+    """
+
+    unanswered_tokens: int = 0
+    kv_cache_tokens: int = 0
+    kv_cache_use: float = 0.0
+
+
+def to_stats(report: EncoderReport | EngineReport) -> dict[str, Any]:
+    """As Ray carries it."""
+    return asdict(report)
+
+
+def encoder_report(stats: Mapping[str, Any]) -> EncoderReport:
+    """What a replica said last; nothing yet: a replica without work."""
+    return EncoderReport(**stats)
+
+
+def engine_report(stats: Mapping[str, Any]) -> EngineReport:
+    """As `encoder_report`."""
+    return EngineReport(**stats)
