@@ -107,10 +107,14 @@ class Batcher:
         num_prepare_threads: int,
         to_host: Callable[[torch.Tensor], torch.Tensor] = _to_host,
         on_pass: Callable[[BatchTimes], None] = ignore_pass,
+        num_tower_threads: int | None = None,
     ) -> None:
         """Args:
         to_host: brings a finished embedding from the encoder's device to where it will be served from.
         on_pass: called after each pass, on the tower's thread; it must not block.
+        num_tower_threads: on which PyTorch computes the passes, all other threads then compute alone; None: as it is
+            set. Two threads with helpers of their own would be more than a CPU has cores, and OpenMP then puts helpers
+            to sleep between any two operations: a tenth of a pass.
         """
         self._encoder = encoder
         self._to_host = to_host
@@ -126,8 +130,13 @@ class Batcher:
         self.num_tokens = 0
         self.num_bytes = 0
         self._pool = ThreadPoolExecutor(num_prepare_threads, thread_name_prefix="triptych-prepare")
+        self._num_tower_threads = num_tower_threads
+        self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="triptych-encode", daemon=True)
         self._thread.start()
+        if num_tower_threads is not None:
+            self._begun.wait()
+            torch.set_num_threads(1)  # of this thread and those that begin later
 
     @property
     def num_waiting(self) -> int:
@@ -171,6 +180,10 @@ class Batcher:
         job.done(error)
 
     def _run(self) -> None:
+        if self._num_tower_threads is not None:
+            torch.set_num_threads(self._num_tower_threads)
+            torch.get_num_threads()  # which makes it this thread's own, whatever is set elsewhere afterwards
+        self._begun.set()
         while (batch := self._next_batch()) is not None:
             self._encode(batch)
 

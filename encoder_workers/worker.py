@@ -67,8 +67,11 @@ class EncoderWorker:
         self._arena_bytes = config.transfer.arena_bytes
         # First, since what it finds wrong is quickly said.
         self._server = start_server(config, host, self._fingerprint)
+        tower_threads: int | None = None
         if config.device == "cpu":
-            torch.set_num_threads(config.encoder.num_threads)
+            if config.encoder.ranks_per_replica == 1:
+                tower_threads = config.encoder.num_threads
+            torch.set_num_threads(config.encoder.num_threads if tower_threads is None else 1)
         limits = config.limits
         try:
             self._encoder = load_encoder(
@@ -104,6 +107,7 @@ class EncoderWorker:
             config.encoder.num_threads,
             self._to_host,
             on_pass,
+            tower_threads,
         )
 
     async def encode(self, request: EncodeRequest) -> EncodeReply:

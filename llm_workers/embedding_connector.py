@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
+# How long a step without work waits for an embedding. A new request waits for the step's end.
+_IDLE_WAIT_S = 0.004
+
+
 @dataclass
 class LoadList(ECConnectorMetadata):  # type: ignore[misc]
     """What one step loads; scheduler to workers."""
@@ -89,7 +93,14 @@ class TriptychConnector(ECConnectorBase):  # type: ignore[misc]
             self._to_load.append(identifier)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> LoadList:
-        """What the step's workers load."""
+        """What the step's workers load. A step without work ends when an embedding is there.
+
+        The engine repeats such steps every millisecond: half a core, which on a CPU is taken from the encoder that
+        everybody waits for.
+        """
+        assert self._needs is not None
+        if scheduler_output.total_num_scheduled_tokens == 0 and current_platform.is_cpu():
+            self._needs.wait(_IDLE_WAIT_S)
         to_load, self._to_load = self._to_load, []
         return LoadList(self._store.list_for_step(list(dict.fromkeys(to_load))))
 

@@ -11,6 +11,7 @@ fetch uses it any more.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,6 +70,7 @@ class EmbeddingNeeds:
         self._requests: dict[str, _Request] = {}
         self._fetches: dict[str, _Fetch] = {}
         self._unavailable: set[str] = set()
+        self._fetch_ended = threading.Event()
 
     def start(self, request_id: str, params: EmbeddingParams) -> None:
         """Take up a request."""
@@ -95,6 +97,12 @@ class EmbeddingNeeds:
             self._fail(request_id, request, DeadlineExceeded("the request's time ended while it waited for embeddings"))
             return False
         return all(key in request.pinned for key in keys)
+
+    def wait(self, timeout_s: float) -> None:
+        """Let time go by until a fetch ends, at most so long; for a scheduler that has nothing else to do."""
+        if self._fetches:
+            self._fetch_ended.wait(timeout_s)
+            self._fetch_ended.clear()
 
     def take_unavailable(self) -> set[str]:
         """Requests that cannot be served since the last call; each is told once."""
@@ -138,7 +146,9 @@ class EmbeddingNeeds:
         request.tried.add(ref.transfer_id)
         timeout_s = max(request.deadline - time.monotonic(), 0.001)
         segment = self._store.new_segment()
-        self._fetches[key] = _Fetch(ref, segment, self._fetcher.fetch_in_place(ref, timeout_s, segment.allocate))
+        future = self._fetcher.fetch_in_place(ref, timeout_s, segment.allocate)
+        self._fetches[key] = _Fetch(ref, segment, future)
+        future.add_done_callback(lambda _: self._fetch_ended.set())
         self._collect()  # what is ready on this host is there at once
         return True
 

@@ -168,3 +168,20 @@ def test_close_ends_in_time_with_items_waiting(bench: Bench, picture: Any) -> No
     batcher.close()
     assert time.monotonic() - started < WAIT_S
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("triptych-")]
+
+
+def test_only_the_towers_thread_computes_on_several(bench: Bench, picture: Any) -> None:
+    """Two pools of OpenMP's would be more threads than cores, and it then puts them to sleep after every operation."""
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    batcher = Batcher(
+        bench.encoder, 480, 0.0, 1, on_pass=lambda _: seen.append(torch.get_num_threads()), num_tower_threads=2
+    )
+    try:
+        assert torch.get_num_threads() == 1
+        batcher.submit(bench.job("a", picture(0)))
+        bench.wait(1)
+    finally:
+        batcher.close()
+        torch.set_num_threads(before)
+    assert seen == [2]

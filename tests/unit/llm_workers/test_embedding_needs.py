@@ -1,5 +1,6 @@
 """Guards: an embedding fetched twice, a lease released never or twice, a request that waits forever or for nothing."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -197,3 +198,18 @@ def test_no_room_in_shared_memory_is_a_failure_that_another_worker_may_not_have(
     engine.step_until(lambda: engine.needs.take_unavailable() == {"r"})
     assert [error.code for error in engine.failures["report-r"]] == ["busy"]
     assert [path for path in engine.files() if "." in path.name] == []
+
+
+def test_a_scheduler_without_work_waits_until_an_embedding_is_there(engine: Any) -> None:
+    """Longer than any test lasts, if it were not woken."""
+    engine.needs.wait(10_000.0)  # nothing is on its way
+    ref = engine.announce(TENSOR)
+    engine.start("r", ref)
+    assert not engine.needs.ready("r", ["key"])
+    publisher = threading.Timer(0.05, engine.publish, (ref, TENSOR))
+    publisher.start()
+    engine.needs.wait(10_000.0)
+    publisher.join()
+    assert engine.needs.ready("r", ["key"])
+    engine.needs.wait(10_000.0)
+    engine.needs.finish("r")
