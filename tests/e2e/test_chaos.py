@@ -14,13 +14,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 import yaml
 
-from tests.e2e.chaos import STAGES, Answer, Ask, Killer, Load, answer_to, asks, is_engine, is_replica, live_replicas
+from tests.e2e.chaos import STAGES, Killer, is_engine, is_replica, live_replicas
 from tests.e2e.leases import wait_until_nothing_is_held
+from tests.e2e.load import Load, answers_to, asks
 from tests.e2e.servers import Server, triptych_server
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def test_every_request_ends_rightly_while_processes_are_killed(chaos_config: Pat
     before = _shared_memory()
     with triptych_server(chaos_config, tmp_path) as service:
         service.wait_until_ready()
-        undisturbed = asyncio.run(_answers(service))
+        undisturbed = asyncio.run(answers_to(service, asks(), _DEADLINE_S))
         assert len(set(undisturbed.values())) > len(undisturbed) / 2  # They depend on what is asked.
 
         killer = Killer(service, seed=int(_SECONDS))
@@ -67,7 +67,7 @@ def test_every_request_ends_rightly_while_processes_are_killed(chaos_config: Pat
 
         _wait_for_all_replicas(service)
         wait_until_nothing_is_held(service, timeout_s=_LEASE_S + 15)
-        assert asyncio.run(_answers(service)) == undisturbed
+        assert asyncio.run(answers_to(service, asks(), _DEADLINE_S)) == undisturbed
         processes = psutil.Process(service.process.pid).children(recursive=True)
         assert not [process for process in processes if _is_engine_without_replica(process)]
     assert not [process for process in processes if process.is_running()]
@@ -76,14 +76,9 @@ def test_every_request_ends_rightly_while_processes_are_killed(chaos_config: Pat
     assert not left
 
 
-async def _answers(service: Server) -> dict[Ask, Answer]:
-    async with httpx.AsyncClient(base_url=service.url, timeout=_DEADLINE_S) as client:
-        return {ask: await answer_to(client, ask, ask.body()) for ask in asks()}
-
-
 async def _load_while_killing(load: Load, service: Server, killer: Killer) -> None:
     begun = time.monotonic()
-    running = asyncio.ensure_future(load.run(service, _SECONDS))
+    running = asyncio.ensure_future(load.run(service, lambda: time.monotonic() < begun + _SECONDS))
     number = 1
     while number * _KILL_EVERY_S < _SECONDS:
         left_s = begun + number * _KILL_EVERY_S - time.monotonic()
