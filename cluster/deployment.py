@@ -25,6 +25,7 @@ def deployment_of(
         health_check_period_s=5,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=plan.drain_s,
+        max_surge_percent=plan.max_surge_percent,
         # One line per call of each stage says little and costs time on the way of every request.
         logging_config={"enable_access_log": False},
         **options,

@@ -43,6 +43,14 @@ class DeploymentPlan:
         """The most replicas that Ray may make."""
         return self.num_replicas if self.autoscaling is None else int(self.autoscaling.get("max_replicas", 1))
 
+    @property
+    def max_surge_percent(self) -> int:
+        """By how much an update may exceed the number of replicas, so that new ones serve before old ones go.
+
+        Only what asks for no resources: where all devices are taken, a new replica would wait for ever for an old one.
+        """
+        return 0 if self.resources else 100
+
     def actor_options(self) -> dict[str, Any]:
         """`ray_actor_options` of one replica."""
         custom = {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}

@@ -26,6 +26,14 @@ def test_no_replica_is_ended_before_the_longest_request_is(deadline_s: float) ->
     assert all(drain_s > deadline_s for drain_s in drains.values())
 
 
+def test_only_what_takes_no_devices_is_started_beside_what_it_replaces() -> None:
+    """With all devices taken a new replica would wait for an old one, and that one for the new one."""
+    settings = {"model": "a/b", "encoder": {}, "decode": {"resources_per_rank": {"NPU": 1}}, "device": "npu"}
+    built = resolve_graph(build_service(TriptychConfig.model_validate(settings)), name="test")
+    surges = {deployment.name: deployment._deployment_config.max_surge_percent for deployment in built.deployments}
+    assert surges == {"ingress": 100, "encoder": 100, "decode": 0}
+
+
 def test_replicas_start_where_the_path_of_python_has_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray puts the name into a shell command as it is."""
     python = tmp_path / "a folder" / "python"
