@@ -11,6 +11,7 @@ from typing import Any
 from cluster.autoscaling.catalogue import APPLICATION, PolicyError, resolve_autoscaling, resolve_policy
 from cluster.serve_environment import REPLICA_ENVIRONMENT
 from configs import ConfigError, StageConfig, TriptychConfig
+from configs.environment import CPU_MALLOC
 
 # CPU-light replicas ask for no CPU: on a small machine they would otherwise take the place of the engines.
 _NO_CPU = 0.0
@@ -88,7 +89,9 @@ def plan_deployments(config: TriptychConfig) -> dict[str, DeploymentPlan]:
     drain_s = config.limits.deadline_s + _CLOSE_S
     plans = {"ingress": _plan("ingress", config.ingress, 1, drain_s)}
     if config.encoder is not None:
-        plans["encoder"] = _plan("encoder", config.encoder, config.encoder.ranks_per_replica, drain_s)
+        # Engines give theirs to the processes that they start; an encoder computes in the replica's own.
+        memory = CPU_MALLOC if config.device == "cpu" else {}
+        plans["encoder"] = _plan("encoder", config.encoder, config.encoder.ranks_per_replica, drain_s, memory)
     if config.prefill is not None:
         plans["prefill"] = _plan("prefill", config.prefill, config.prefill.tensor_parallel_size, drain_s)
     plans["decode"] = _plan("decode", config.decode, config.decode.tensor_parallel_size, drain_s)
@@ -131,7 +134,9 @@ def total_resources(plans: Mapping[str, DeploymentPlan]) -> dict[str, float]:
     return total
 
 
-def _plan(name: str, stage: StageConfig, num_ranks: int, drain_s: float) -> DeploymentPlan:
+def _plan(
+    name: str, stage: StageConfig, num_ranks: int, drain_s: float, environment: Mapping[str, str] | None = None
+) -> DeploymentPlan:
     return DeploymentPlan(
         name=name,
         num_replicas=stage.fixed_replicas,
@@ -140,5 +145,5 @@ def _plan(name: str, stage: StageConfig, num_ranks: int, drain_s: float) -> Depl
         autoscaling=None if stage.autoscaling is None else resolve_autoscaling(name, stage.autoscaling),
         max_ongoing_requests=stage.max_ongoing_requests,
         drain_s=drain_s,
-        environment=stage.environment,
+        environment={**(environment or {}), **stage.environment},
     )

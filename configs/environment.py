@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 ENGINE_PARENT = "TRIPTYCH_ENGINE_PARENT"
@@ -11,6 +12,16 @@ ENABLE_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 CURVE_KEY = "TRIPTYCH_CURVE_KEY"
 API_KEYS = "TRIPTYCH_API_KEYS"
 API_KEY = "TRIPTYCH_API_KEY"
+CPU_MALLOC: Mapping[str, str] = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+}
+"""How a process that computes on a CPU keeps memory, for glibc to read when it starts.
+
+Activations are freed and wanted again with every operation. What glibc maps by itself, or gives back from the end of
+its heap, comes back as pages that the kernel has to clear first, which takes longer than the operation. Its own limit
+for mapping moves with what is freed, and so does what lies between: both are fixed, at the highest that it takes.
+"""
 
 
 @dataclass(frozen=True)

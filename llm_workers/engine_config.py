@@ -11,7 +11,7 @@ from vllm.config import ECTransferConfig, KVTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from configs import PrefillConfig, TriptychConfig
-from configs.environment import ENGINE_PARENT, NIXL_PAUSE_US
+from configs.environment import CPU_MALLOC, ENGINE_PARENT, NIXL_PAUSE_US
 from configs.ports import free_port
 from llm_workers.embedding_path import EmbeddingPath
 
@@ -25,11 +25,9 @@ _CPU_NIXL_PAUSE_US = 100
 _NIXL = "NixlConnector"
 # A call that is overdue is given up by its caller some seconds after its deadline (`cluster.ray_stages`).
 _LEASE_MARGIN_S = 10.0
-# An engine that is left to itself grows by 30 MiB with every 200 requests. oneDNN makes a kernel of 100 KiB and more
-# for every number of rows that a batch has, and keeps 1024 of them; those of the batches at hand are a few dozen. And
-# what is freed of the heap lies between what is not, unless large pieces are mapped by themselves.
+# oneDNN makes a kernel of 100 KiB and more for every number of rows that a batch has, and keeps 1024 of them: an engine
+# grows by 30 MiB with every 200 requests. Those of the batches at hand are a few dozen.
 _CPU_KERNELS_KEPT = 64
-_CPU_MMAP_BYTES = 128 * 1024
 
 
 def stage_settings(config: TriptychConfig, role: EngineRole) -> PrefillConfig:
@@ -129,7 +127,7 @@ def engine_environment(config: TriptychConfig, role: EngineRole, host: str) -> d
             "OMP_NUM_THREADS": str(stage.num_threads),
             NIXL_PAUSE_US: str(_CPU_NIXL_PAUSE_US),
             "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_CPU_KERNELS_KEPT),
-            "MALLOC_MMAP_THRESHOLD_": str(_CPU_MMAP_BYTES),
+            **CPU_MALLOC,
         }
         if stage.engine_args.get("enforce_eager"):
             # vLLM compiles its sampler even so: seconds at the first sampled token, and a C++ compiler that fails on
