@@ -26,7 +26,7 @@ _LARGEST_SCORE = 64.0
 """In powers of two: exponentials of larger ones, and their sums, could leave what a float32 holds."""
 
 _BLOCK_VALUES = 1 << 16
-"""Of a block of rows: its float32 copies stay in the cache."""
+"""Of a block of rows, for each thread: float32 copies stay in the cache, and threads meet as seldom as that allows."""
 
 
 def attention(
@@ -139,7 +139,7 @@ def quick_gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def _blocks(x: torch.Tensor) -> Iterator[slice]:
-    num_rows = max(1, _BLOCK_VALUES // max(1, x[:1].numel()))
+    num_rows = max(1, _BLOCK_VALUES * torch.get_num_threads() // max(1, x[:1].numel()))
     for first in range(0, len(x), num_rows):
         yield slice(first, first + num_rows)
 
