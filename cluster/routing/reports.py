@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 REPORT_PERIOD_S = 1.0
@@ -46,10 +46,17 @@ def to_stats(report: EncoderReport | EngineReport) -> dict[str, Any]:
 
 
 def encoder_report(stats: Mapping[str, Any]) -> EncoderReport:
-    """What a replica said last; nothing yet: a replica without work."""
-    return EncoderReport(**stats)
+    """What a replica said last; nothing yet: a replica without work.
+
+    While an update rolls, replicas may be of another version: what only that one knows is left out.
+    """
+    return EncoderReport(**_known(EncoderReport, stats))
 
 
 def engine_report(stats: Mapping[str, Any]) -> EngineReport:
     """As `encoder_report`."""
-    return EngineReport(**stats)
+    return EngineReport(**_known(EngineReport, stats))
+
+
+def _known(report: type[EncoderReport] | type[EngineReport], stats: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: stats[field.name] for field in fields(report) if field.name in stats}
