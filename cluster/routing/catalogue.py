@@ -30,12 +30,12 @@ def encoder_router(router: RouterConfig, encoder: EncoderConfig) -> RequestRoute
 
 
 def prefill_router(router: RouterConfig) -> RequestRouterConfig:
-    """The router in front of prefill; of decode too where that computes the prompts."""
+    """The router in front of prefill."""
     return _engine_router(_PREFILL[router.prefill])
 
 
 def decode_router(router: RouterConfig) -> RequestRouterConfig:
-    """The router in front of decode."""
+    """The router in front of decode, also where that computes the prompts."""
     return _engine_router(_DECODE[router.decode])
 
 
