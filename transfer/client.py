@@ -36,7 +36,7 @@ class ClientSettings:
     liveness_s: float = 2.0
     max_embedding_bytes: int = 4 * 1024**3
     idle_buffer_bytes: int = 256 * 1024**2
-    num_streams: int = 2
+    num_streams: int = 1
     curve: CurveKey | None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ import heapq
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import zmq
 
@@ -23,7 +23,8 @@ from transfer.errors import (
     TriptychError,
     VersionMismatch,
 )
-from transfer.link_table import LinkState, LinkTable
+from transfer.link import Link
+from transfer.link_table import LinkTable
 from transfer.messages import Chunk, FetchReply
 from transfer.nearby import Arrived, ArrivedFuture, Nearby
 from transfer.rate_limit import LimitedLog
@@ -31,8 +32,6 @@ from transfer.reception import Fetch
 
 _logger = logging.getLogger(__name__)
 _IDLE_POLL_S = 1.0
-_MAX_BATCH = 64
-"""Most messages taken from one link before the others and the timers are looked at again."""
 
 
 class ClientThread:
@@ -53,9 +52,11 @@ class ClientThread:
         self._nearby = nearby
         self._bell = None if nearby is None else Doorbell()
         self._links = links
+        links.place = self._place
         self._fetches: dict[int, Fetch] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._next_fetch_id = 1
+        self._placed: tuple[memoryview, Chunk] | None = None
         self._log = LimitedLog(_logger)
         self._thread = threading.Thread(target=self._run, name="embedding-client", daemon=True)
 
@@ -95,11 +96,10 @@ class ClientThread:
                     self._look_nearby()
                 self._inbox.clear_wakeup()
                 self._take_commands()
-                for state in self._links:
-                    if state.link.socket in ready:
-                        self._receive(state, _MAX_BATCH)
-                    if state.link.monitor in ready or not state.link.established:
-                        self._look_after(state)
+                for link in self._links:
+                    if link.is_ready(ready):
+                        self._receive(link, link.max_batch)
+                    self._look_after(link, ready)
                 self._expire()
             self._take_commands()
         except Exception:
@@ -120,8 +120,10 @@ class ClientThread:
         self._links.close()
 
     def _poll_timeout_ms(self) -> int:
-        wait_s = self._deadlines[0][0] - time.monotonic() if self._deadlines else _IDLE_POLL_S
-        return max(0, int(min(_IDLE_POLL_S, wait_s) * 1000) + 1)
+        waits_s = [look_s for link in self._links if (look_s := link.next_look_s()) is not None]
+        if self._deadlines:
+            waits_s.append(self._deadlines[0][0] - time.monotonic())
+        return max(0, int(min([_IDLE_POLL_S, *waits_s]) * 1000) + 1)
 
     def _take_commands(self) -> None:
         while (command := self._inbox.take()) is not None:
@@ -148,37 +150,53 @@ class ClientThread:
         frame = encode(fetch.request(self._fingerprint, channels, timeout_s, bell))
         for endpoint in command.ref.endpoints:
             try:
-                state = self._links.open(endpoint, fetch.lane)
-                state.fetch_ids.add(fetch_id)
-                state.link.send(frame)
-            except zmq.ZMQError as error:
+                link = self._links.open(endpoint, fetch.lane)
+                link.send(frame)
+                link.fetch_ids.add(fetch_id)
+                link.watch(self._links.poller)
+            except (zmq.ZMQError, OSError) as error:
                 self._finish(fetch_id, EncoderLost(f"encoder at {endpoint}: {error}"))
                 return
 
     def _send(self, command: SendCommand) -> None:
         for endpoint in command.endpoints:
             try:
-                self._links.open(endpoint).link.send(encode(command.message))
+                self._links.open(endpoint).send(encode(command.message))
             except zmq.ZMQError as error:
                 self._log.warning(f"{command.message} to {endpoint} not sent: {error}")
 
-    def _receive(self, state: LinkState, max_messages: int | None) -> None:
+    def _receive(self, link: Link, max_messages: int | None) -> None:
         num_messages = 0
         while max_messages is None or num_messages < max_messages:
-            frames = state.link.receive()
+            frames = link.receive()
             if frames is None:
                 return
             num_messages += 1
             try:
-                self._handle(state.link.endpoint, frames)
+                self._handle(link.endpoint, frames)
             except VersionMismatch as error:
-                self._drop(state, Incompatible(f"encoder at {state.link.endpoint}: {error}"))
+                self._drop(link, Incompatible(f"encoder at {link.endpoint}: {error}"))
                 return
             except ProtocolError as error:
-                self._log.warning(f"dropped a malformed message from {state.link.endpoint}: {error}")
+                self._log.warning(f"dropped a malformed message from {link.endpoint}: {error}")
 
-    def _handle(self, endpoint: str, frames: Sequence[zmq.Frame]) -> None:
-        message = decode(frames[0].buffer, FetchReply, Chunk)
+    def _place(self, endpoint: str, first: memoryview, num_bytes: int) -> tuple[int, memoryview] | None:
+        """Where a data frame belongs whose header `first` is; what is wrong with it is found once it is whole."""
+        try:
+            chunk = decode(first, Chunk)
+        except ProtocolError:
+            return None
+        fetch = self._fetches.get(chunk.fetch_id)
+        memory = None if fetch is None else fetch.place(endpoint, chunk, num_bytes)
+        if memory is None:
+            return None
+        self._placed = (first, chunk)
+        return chunk.fetch_id, memory
+
+    def _handle(self, endpoint: str, frames: Sequence[memoryview]) -> None:
+        placed = self._placed
+        is_placed = placed is not None and placed[0] is frames[0]
+        message = placed[1] if is_placed else decode(frames[0], FetchReply, Chunk)
         if not (2 if isinstance(message, Chunk) else 1) <= len(frames) <= 2:
             raise ProtocolError(f"{len(frames)} frames for a {type(message).__name__}")
         fetch = self._fetches.get(message.fetch_id)
@@ -186,14 +204,14 @@ class ClientThread:
             return  # ended here before the answer came; nobody waits for it
         self._settle(fetch, lambda: self._take(fetch, endpoint, message, frames))
 
-    def _take(self, fetch: Fetch, endpoint: str, message: FetchReply | Chunk, frames: Sequence[zmq.Frame]) -> bool:
+    def _take(self, fetch: Fetch, endpoint: str, message: FetchReply | Chunk, frames: Sequence[memoryview]) -> bool:
         if isinstance(message, Chunk):
-            return fetch.take_chunk(endpoint, message, frames[1].buffer)
+            return fetch.take_chunk(endpoint, message, frames[1])
         taken = fetch.take_reply(endpoint, message, self._channels)
         if taken and self._nearby is not None and message.channel == ShmReceiveChannel.name:
             self._nearby.learn(endpoint, message)
         if taken and len(frames) > 1:
-            fetch.take_first_chunk(endpoint, frames[1].buffer)
+            fetch.take_first_chunk(endpoint, frames[1])
         return taken
 
     def _settle(self, fetch: Fetch, step: Callable[[], bool]) -> None:
@@ -232,16 +250,18 @@ class ClientThread:
             if outcome is not None:
                 self._finish(fetch_id, outcome)
 
-    def _look_after(self, state: LinkState) -> None:
-        reason = state.link.lost_reason()
+    def _look_after(self, link: Link, ready: Collection[object]) -> None:
+        reason = link.lost_reason(ready)
         if reason is not None:
-            self._receive(state, None)  # what arrived before the peer went still counts
-            self._drop(state, EncoderLost(f"encoder at {state.link.endpoint} {reason}"))
+            self._receive(link, None)  # what arrived before the peer went still counts
+            self._drop(link, EncoderLost(f"encoder at {link.endpoint} {reason}"))
+        else:
+            link.watch(self._links.poller)
 
-    def _drop(self, state: LinkState, error: TriptychError) -> None:
-        if not self._links.drop(state):
+    def _drop(self, link: Link, error: TriptychError) -> None:
+        if not self._links.drop(link):
             return
-        for fetch_id in list(state.fetch_ids):
+        for fetch_id in list(link.fetch_ids):
             self._finish(fetch_id, error)
 
     def _expire(self) -> None:

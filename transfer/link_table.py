@@ -4,26 +4,19 @@ To each endpoint there is one link for what is small and several for large embed
 behind a large one on the same connection, and so that large ones share more than one.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import ipaddress
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 
 import zmq
 
-from transfer.channels.zmq_channel import CHUNK_BYTES
+from transfer.channels.zmq_channel import SMALL_BYTES
 from transfer.curve import CurveKey
-from transfer.link import Link
+from transfer.link import Link, ZmqLink
+from transfer.stream import StreamLink
 
 _SMALL_LANE = 0
-
-
-@dataclass(slots=True)
-class LinkState:
-    """A link, and the fetches that wait for something from it."""
-
-    link: Link
-    lane: int
-    fetch_ids: set[int] = field(default_factory=set)
 
 
 class LinkTable:
@@ -35,46 +28,67 @@ class LinkTable:
         self._curve = curve
         self._num_streams = num_streams
         self._num_large = count()
-        self._context = zmq.Context(io_threads=max(1, num_streams))
-        self._links: dict[tuple[str, int], LinkState] = {}
+        self._context = zmq.Context(io_threads=max(1, num_streams) if curve else 1)
+        self._links: dict[tuple[str, int], Link] = {}
         self.poller = zmq.Poller()
+        self.place: Callable[[str, memoryview, int], tuple[int, memoryview] | None] = _anywhere
 
-    def __iter__(self) -> Iterator[LinkState]:
+    def __iter__(self) -> Iterator[Link]:
         return iter(list(self._links.values()))
 
     def lane_of(self, num_bytes: int) -> int:
         """Which of an endpoint's links an embedding of this size is to come by; large ones take turns."""
-        if num_bytes <= CHUNK_BYTES or not self._num_streams:
+        if num_bytes <= SMALL_BYTES or not self._num_streams:
             return _SMALL_LANE
         return _SMALL_LANE + 1 + next(self._num_large) % self._num_streams
 
-    def open(self, endpoint: str, lane: int = _SMALL_LANE) -> LinkState:
-        """The link, connecting if need be. Raises zmq.ZMQError when the address is not one."""
-        state = self._links.get((endpoint, lane))
-        if state is None:
-            state = LinkState(Link.connect(self._context, endpoint, self._liveness_s, self._curve), lane)
-            self._links[endpoint, lane] = state
-            self.poller.register(state.link.socket, zmq.POLLIN)
-            self.poller.register(state.link.monitor, zmq.POLLIN)
-        return state
+    def open(self, endpoint: str, lane: int = _SMALL_LANE) -> Link:
+        """The link, connecting if need be. Raises zmq.ZMQError or OSError when the address is not one."""
+        link = self._links.get((endpoint, lane))
+        if link is None:
+            link = self._links[endpoint, lane] = self._connect(endpoint, lane)
+            link.watch(self.poller)
+        return link
 
     def forget_fetch(self, endpoint: str, lane: int, fetch_id: int) -> None:
         """Nothing is awaited for this fetch any more."""
-        state = self._links.get((endpoint, lane))
-        if state is not None:
-            state.fetch_ids.discard(fetch_id)
+        link = self._links.get((endpoint, lane))
+        if link is not None:
+            link.forget(fetch_id)
 
-    def drop(self, state: LinkState) -> bool:
+    def drop(self, link: Link) -> bool:
         """Close a link that is lost; False when that was done before."""
-        if self._links.pop((state.link.endpoint, state.lane), None) is None:
-            return False
-        self.poller.unregister(state.link.socket)
-        self.poller.unregister(state.link.monitor)
-        state.link.close()
-        return True
+        for key, kept in self._links.items():
+            if kept is link:
+                del self._links[key]
+                link.unwatch(self.poller)
+                link.close()
+                return True
+        return False
 
     def close(self) -> None:
         """Close all; queued messages get a moment to leave."""
-        for state in self:
-            self.drop(state)
+        for link in self:
+            self.drop(link)
         self._context.term()
+
+    def _connect(self, endpoint: str, lane: int) -> Link:
+        address = _numeric(endpoint)
+        if lane == _SMALL_LANE or self._curve is not None or address is None:
+            return ZmqLink(self._context, endpoint, self._liveness_s, self._curve)
+        return StreamLink(endpoint, address, self._liveness_s, partial(self.place, endpoint))
+
+
+def _anywhere(endpoint: str, first: memoryview, num_bytes: int) -> None:
+    return None
+
+
+def _numeric(endpoint: str) -> tuple[str, int] | None:
+    """Address and port of an endpoint that needs no look-up of a name; None for any other."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    host = host.strip("[]")
+    try:
+        ipaddress.ip_address(host)
+        return host, int(port)
+    except ValueError:
+        return None

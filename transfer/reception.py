@@ -103,6 +103,11 @@ class Fetch:
             self._verify(part.reply)
         return True
 
+    def place(self, endpoint: str, chunk: Chunk, num_bytes: int) -> memoryview | None:
+        """Where one data frame of one endpoint may be written before `take_chunk` gets that memory."""
+        part = self._parts.get(endpoint)
+        return None if part is None else part.reception.place(chunk, num_bytes)
+
     def take_first_chunk(self, endpoint: str, data: memoryview) -> None:
         """Take the data that came with the reply: the first bytes of its first segment. Raises as `take_reply`."""
         segments = self._parts[endpoint].reply.segments

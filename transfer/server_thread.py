@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import zmq
 
 from transfer.channels.base import Payload, SendChannel
+from transfer.channels.zmq_channel import SMALL_BYTES
 from transfer.codec import Message, decode, encode
 from transfer.curve import CurveKey, secure_server
 from transfer.errors import (
@@ -247,8 +248,9 @@ class ServerThread:
     def _deliver(self, peer: bytes, request: FetchRequest, lease: Lease, payload: Payload) -> None:
         reply, channel = delivery(peer, request, lease, payload, self._state.channels)
         chunks = iter(()) if channel is None else channel.chunks(request.fetch_id, payload)
-        # What is small comes with the reply: the client is woken once.
-        _, first = next(chunks, (None, None))
+        # What is small comes with the reply: the client is woken once. What is large comes after it, since only then it
+        # can be received straight into its place.
+        _, first = next(chunks, (None, None)) if payload.num_bytes <= SMALL_BYTES else (None, None)
         if self._reply(peer, reply, first):
             for chunk, data in chunks:
                 if not self._send(peer, chunk, data):

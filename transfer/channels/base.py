@@ -111,6 +111,10 @@ class Reception(ABC):
         """Why the rest will never come by this channel, though another may bring it; None while it may."""
         return None
 
+    def place(self, chunk: Chunk, num_bytes: int) -> memoryview | None:
+        """Where the data of this message may be written before `accept` takes that very memory; None for anywhere."""
+        return None
+
     @abstractmethod
     def accept(self, chunk: Chunk, data: memoryview) -> None:
         """Take one data message."""

@@ -7,7 +7,9 @@ from transfer.channels.base import Payload, ReceiveChannel, Reception, SendChann
 from transfer.errors import ProtocolError
 from transfer.messages import Chunk, FetchReply, FetchRequest, Segment
 
-CHUNK_BYTES = 1024 * 1024
+SMALL_BYTES = 1024 * 1024
+"""Most bytes of a payload that come on the connection of all that is small, with the reply to their fetch."""
+CHUNK_BYTES = 4 * 1024 * 1024
 """Size of a data frame; the last one of a payload is shorter. Part of the protocol: receivers refuse longer frames."""
 
 
@@ -45,10 +47,17 @@ class _ZmqReception(Reception):
         self._destination = destination
         self._ranges = [(part.row_start * row_bytes, part.row_end * row_bytes) for part in segments]
         self._next_byte = self._ranges[0][0] if self._ranges else 0
+        self._placed: memoryview | None = None
 
     @property
     def complete(self) -> bool:
         return not self._ranges
+
+    def place(self, chunk: Chunk, num_bytes: int) -> memoryview | None:
+        if self.complete or chunk.offset != self._next_byte or chunk.offset + num_bytes > self._ranges[0][1]:
+            return None  # `accept` will say why
+        self._placed = self._destination[chunk.offset : chunk.offset + num_bytes]
+        return self._placed
 
     def accept(self, chunk: Chunk, data: memoryview) -> None:
         if self.complete or chunk.offset != self._next_byte:
@@ -56,7 +65,8 @@ class _ZmqReception(Reception):
         end = chunk.offset + data.nbytes
         if not data.nbytes or end > self._ranges[0][1]:
             raise ProtocolError(f"chunk of {data.nbytes} bytes at byte {chunk.offset} leaves its segment")
-        self._destination[chunk.offset : end] = data
+        if data is not self._placed:
+            self._destination[chunk.offset : end] = data
         self._next_byte = end
         if end == self._ranges[0][1]:
             del self._ranges[0]
@@ -64,7 +74,7 @@ class _ZmqReception(Reception):
 
 
 class ZmqReceiveChannel(ReceiveChannel):
-    """Copies frames into place as they arrive."""
+    """Copies frames into place as they arrive, where the connection did not put them there."""
 
     name: ClassVar[str] = "zmq"
 
