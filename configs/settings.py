@@ -174,6 +174,13 @@ class TransferConfig(Settings):
         description="Embeddings that each encoder replica promises at a time, and the memory in /dev/shm that it "
         "reserves for the shm channel. Beyond it new requests wait (limits.busy_wait_s) before anything is encoded.",
     )
+    zmq_streams: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Connections to each encoder that embeddings over 1 MiB share on the zmq channel: more where one "
+        "alone does not fill the network.",
+    )
     checksum: bool = Field(False, description="Check a CRC-32 of every embedding; costs about 1 ms per MiB.")
     lease_s: float = Field(60.0, gt=0, description="How long an encoder keeps a ready embedding that nobody collects.")
     bind_host: str | None = Field(

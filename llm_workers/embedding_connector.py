@@ -54,7 +54,7 @@ class TriptychConnector(ECConnectorBase):  # type: ignore[misc]
         if role is ECConnectorRole.SCHEDULER:
             path = EmbeddingPath(**vllm_config.ec_transfer_config.ec_connector_extra_config)
             key_file = Path(path.curve_key_file) if path.curve_key_file else None
-            settings = ClientSettings(curve=cluster_key(key_file))
+            settings = ClientSettings(num_streams=path.num_streams, curve=cluster_key(key_file))
             channels = receive_channels(path.channels, current_platform.device_type)
             self._client = EmbeddingClient(path.fingerprint, settings, channels)
             self._store = EmbeddingStore(path.store_bytes)

@@ -14,6 +14,7 @@ class EmbeddingPath:
         fingerprint: what the encoder's embeddings must match.
         failure_endpoint: where the connector reports why an embedding could not be had.
         channels: ways for embeddings to arrive, best first. A list, since the engine may read it back from JSON.
+        num_streams: connections to each encoder that large embeddings share.
         curve_key_file: file of the cluster's key, if any; never the key itself, since engines log their settings.
     """
 
@@ -21,4 +22,5 @@ class EmbeddingPath:
     fingerprint: str
     failure_endpoint: str
     channels: list[str]
+    num_streams: int
     curve_key_file: str | None

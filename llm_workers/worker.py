@@ -97,6 +97,7 @@ class LLMWorker:
                 fingerprint=embedding_fingerprint(config),
                 failure_endpoint=self._failures.endpoint,
                 channels=list(config.transfer.channels),
+                num_streams=config.transfer.zmq_streams,
                 curve_key_file=str(config.transfer.curve_key_file) if config.transfer.curve_key_file else None,
             )
         try:

@@ -195,8 +195,10 @@ class ClientThread:
 
     def _handle(self, endpoint: str, frames: Sequence[memoryview]) -> None:
         placed = self._placed
-        is_placed = placed is not None and placed[0] is frames[0]
-        message = placed[1] if is_placed else decode(frames[0], FetchReply, Chunk)
+        if placed is not None and placed[0] is frames[0]:
+            message: FetchReply | Chunk = placed[1]
+        else:
+            message = decode(frames[0], FetchReply, Chunk)
         if not (2 if isinstance(message, Chunk) else 1) <= len(frames) <= 2:
             raise ProtocolError(f"{len(frames)} frames for a {type(message).__name__}")
         fetch = self._fetches.get(message.fetch_id)

@@ -69,6 +69,7 @@ class InProcessDecode:
             fingerprint=embedding_fingerprint(config),
             failure_endpoint=self._failures.endpoint,
             channels=list(config.transfer.channels),
+            num_streams=config.transfer.zmq_streams,
             curve_key_file=None,
         )
         self._engine = LLMEngine.from_engine_args(engine_args(config, "decode", path), enable_multiprocessing=False)

@@ -1,0 +1,198 @@
+"""Guards: what only the connections of large embeddings can do wrong, against a peer of the test's own."""
+
+import itertools
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from transfer import (
+    ClientSettings,
+    EmbeddingRef,
+    EncoderLost,
+    FetchReply,
+    FetchRequest,
+    Segment,
+    Status,
+    decode,
+    encode,
+)
+from transfer.errors import DeadlineExceeded
+from transfer.messages import Chunk
+from transfer.tensors import buffer_to_tensor, tensor_to_buffer
+from transfer.zmtp import GREETING, READY, frame
+
+LARGE = torch.arange(2**20, dtype=torch.float32).view(1024, 1024)
+FAR_S = 200.0
+WAIT_S = 60.0
+QUICK = ClientSettings(liveness_s=1.0)
+
+
+class Peer:
+    """An encoder by hand: takes one connection and does on it what it is told."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(WAIT_S)
+        self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._socket: socket.socket | None = None
+
+    def accept(self) -> None:
+        """Take the connection, up to the end of the handshake."""
+        self._socket, _ = self._listener.accept()
+        self._socket.settimeout(WAIT_S)
+        self.send(GREETING + READY)
+        assert self._take(len(GREETING)) == GREETING
+        assert self._take(len(READY)) == READY
+
+    def send(self, data: bytes) -> None:
+        assert self._socket is not None
+        self._socket.sendall(data)
+
+    def request(self) -> FetchRequest:
+        """The next fetch, whatever pings come before it."""
+        while True:
+            flags, num_bytes = self._take(2)
+            if flags & 2:
+                num_bytes = int.from_bytes(bytes([num_bytes]) + self._take(7), "big")
+            body = self._take(num_bytes)
+            if not flags & 4:
+                return decode(body, FetchRequest)
+
+    def reply(self, request: FetchRequest) -> None:
+        segment = Segment(0, LARGE.shape[0], LARGE.nbytes)
+        shape = tuple(LARGE.shape)
+        ok = FetchReply(request.fetch_id, request.transfer_id, Status.OK, "zmq", (segment,), shape, "float32")
+        self.send(frame(encode(ok)))
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._listener.close()
+
+    def _take(self, num_bytes: int) -> bytes:
+        assert self._socket is not None
+        data = b""
+        while len(data) < num_bytes:
+            piece = self._socket.recv(num_bytes - len(data))
+            assert piece, "the client went away"
+            data += piece
+        return data
+
+
+def data_message(fetch_id: int) -> bytes:
+    header = frame(encode(Chunk(fetch_id, 0)))
+    return bytes([header[0] | 1]) + header[1:] + frame(bytes(tensor_to_buffer(LARGE)))
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    made = Peer()
+    yield made
+    made.close()
+
+
+def ref_at(make_ref: Any, endpoint: str) -> EmbeddingRef:
+    made: EmbeddingRef = make_ref("0" * 32, LARGE, endpoint)
+    return made
+
+
+def test_memory_of_a_fetch_that_ended_is_not_written_any_more(bench: Any, make_ref: Any, peer: Peer) -> None:
+    client, ref = bench.client(ClientSettings(liveness_s=WAIT_S)), ref_at(make_ref, peer.endpoint)
+    memory = bytearray(LARGE.nbytes)
+    first = client.fetch(ref, 3.0, lambda num_bytes: memoryview(memory))
+    peer.accept()
+    request = peer.request()
+    peer.reply(request)
+    message = data_message(request.fetch_id)
+    peer.send(message[: len(message) // 2])
+    assert isinstance(first.exception(WAIT_S), DeadlineExceeded)
+    assert any(memory), "the first half was to be there already"
+    memory[:] = b"\xaa" * len(memory)  # as whoever gets this memory next would
+
+    second = client.fetch(ref, FAR_S)
+    peer.send(message[len(message) // 2 :])
+    request = peer.request()
+    peer.reply(request)
+    peer.send(data_message(request.fetch_id))
+    assert torch.equal(second.result(WAIT_S), LARGE)
+    assert set(memory) == {0xAA}
+
+
+def test_an_embedding_arrives_however_slowly_its_bytes_come(bench: Any, make_ref: Any, peer: Peer) -> None:
+    future = bench.client(QUICK).fetch(ref_at(make_ref, peer.endpoint), FAR_S)
+    peer.accept()
+    request = peer.request()
+    peer.reply(request)
+    message = data_message(request.fetch_id)
+    pieces = [*range(100), *range(100, len(message), 2**18), len(message)]
+    for start, end in itertools.pairwise(pieces):
+        peer.send(message[start:end])
+        time.sleep(0.02)
+    assert torch.equal(future.result(WAIT_S), LARGE)
+
+
+def test_memory_is_that_of_the_fetch_itself(bench: Any) -> None:
+    server, client = bench.server(), bench.client()
+    memory = bytearray(LARGE.nbytes)
+    tensor = client.fetch(bench.offer(server, LARGE), FAR_S, lambda num_bytes: memoryview(memory)).result(WAIT_S)
+    assert torch.equal(tensor, LARGE)
+    assert torch.equal(buffer_to_tensor(memoryview(memory), tuple(LARGE.shape), "float32"), LARGE)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n".ljust(64),
+        GREETING.replace(b"NULL\0", b"CURVE"),
+        GREETING + READY + b"\x02" + b"\xff" * 8,
+        GREETING + READY + b"\x08\x00",
+        b"",
+    ],
+)
+def test_a_peer_that_speaks_something_else_is_lost(bench: Any, make_ref: Any, said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(WAIT_S)
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            connection.sendall(said)
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        endpoint = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        future = bench.client(QUICK).fetch(ref_at(make_ref, endpoint), FAR_S)
+        assert isinstance(future.exception(WAIT_S), EncoderLost)
+
+
+def test_a_peer_that_falls_silent_is_lost(bench: Any, make_ref: Any, peer: Peer) -> None:
+    future = bench.client(QUICK).fetch(ref_at(make_ref, peer.endpoint), FAR_S)
+    peer.accept()
+    peer.reply(peer.request())
+    started = time.monotonic()
+    assert isinstance(future.exception(WAIT_S), EncoderLost)
+    assert time.monotonic() - started < WAIT_S / 2
+
+
+@pytest.mark.parametrize("num_streams", [1, 3])
+def test_any_number_of_streams_serves(bench: Any, num_streams: int) -> None:
+    server, client = bench.server(), bench.client(ClientSettings(num_streams=num_streams))
+    refs = [bench.offer(server, LARGE + number) for number in range(6)]
+    arrived = [client.fetch(ref, FAR_S) for ref in refs]
+    assert all(torch.equal(future.result(WAIT_S), LARGE + number) for number, future in enumerate(arrived))
+
+
+def test_an_encoder_killed_or_frozen_while_a_large_fetch_waits_is_lost(bench: Any, start_encoder: Any) -> None:
+    for stop in (signal.SIGKILL, signal.SIGSTOP):
+        encoder, client = start_encoder("zmq"), bench.client(QUICK)
+        future = client.fetch(encoder.announce(LARGE), FAR_S)
+        with pytest.raises(TimeoutError):
+            future.result(2.5)  # longer than it may be silent: it answers though it has nothing to say
+        os.kill(encoder.process.pid, stop)
+        assert isinstance(future.exception(WAIT_S), EncoderLost)
