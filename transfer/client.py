@@ -18,7 +18,8 @@ from transfer.curve import CurveKey
 from transfer.errors import Closed, DeadlineExceeded, Incompatible, LimitExceeded, TriptychError
 from transfer.link_table import LinkTable
 from transfer.messages import EmbeddingRef, Release, Renew
-from transfer.nearby import Allocate, ArrivedFuture, Nearby
+from transfer.nearby import Allocate, Arrived, ArrivedFuture, Nearby
+from transfer.settled import SettledFuture
 
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -86,32 +87,31 @@ class EmbeddingClient:
         return cast("Future[torch.Tensor]", self._fetch(ref, timeout_s, allocate, in_place=False))
 
     def fetch_in_place(self, ref: EmbeddingRef, timeout_s: float, allocate: Allocate | None = None) -> ArrivedFuture:
-        """As `fetch`, but an embedding on this host stays where its encoder put it: the result is then a HeldBlock.
+        """As `fetch`, but a large embedding on this host stays where its encoder put it, and the result is a HeldBlock.
 
         The memory stays as it is until the block is closed, also when the lease ends or the encoder dies.
         """
         return self._fetch(ref, timeout_s, allocate, in_place=True)
 
     def _fetch(self, ref: EmbeddingRef, timeout_s: float, allocate: Allocate | None, in_place: bool) -> ArrivedFuture:
-        future: ArrivedFuture = Future()
         allocate = allocate or self._buffers.allocate
+        outcome: Arrived | TriptychError | None
         if ref.fingerprint != self._fingerprint:
-            future.set_exception(Incompatible("the embedding was made for another model, revision, dtype or layout"))
+            outcome = Incompatible("the embedding was made for another model, revision, dtype or layout")
         elif ref.expected_bytes > self._settings.max_embedding_bytes:
             limit = self._settings.max_embedding_bytes
-            future.set_exception(LimitExceeded(f"embedding of {ref.expected_bytes} bytes is over the limit of {limit}"))
+            outcome = LimitExceeded(f"embedding of {ref.expected_bytes} bytes is over the limit of {limit}")
         elif timeout_s <= 0:
-            future.set_exception(DeadlineExceeded("no time left to fetch"))
+            outcome = DeadlineExceeded("no time left to fetch")
         elif self._closed:
-            future.set_exception(Closed("the embedding client is closed"))
+            outcome = Closed("the embedding client is closed")
         else:
             outcome = None if self._nearby is None else self._nearby.get(ref, allocate, in_place)
-            if isinstance(outcome, TriptychError):
-                future.set_exception(outcome)
-            elif outcome is not None:
-                future.set_result(outcome)
-            elif not self._thread.submit(FetchCommand(ref, time.monotonic() + timeout_s, future, allocate, in_place)):
-                future.set_exception(Closed("the embedding client is closed"))
+        if outcome is not None:
+            return SettledFuture(outcome)
+        future: ArrivedFuture = Future()
+        if not self._thread.submit(FetchCommand(ref, time.monotonic() + timeout_s, future, allocate, in_place)):
+            future.set_exception(Closed("the embedding client is closed"))
         return future
 
     def release(self, ref: EmbeddingRef) -> None:

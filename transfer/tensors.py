@@ -36,8 +36,10 @@ def tensor_to_buffer(tensor: torch.Tensor) -> memoryview:
     The memoryview keeps the storage alive. Writing to the tensor afterwards changes what is sent.
     """
     dtype_name(tensor.dtype)
-    flat = tensor.detach().to("cpu").contiguous().view(-1)
-    return flat.view(torch.uint8).numpy().data
+    flat = tensor.detach()
+    if not (flat.is_cpu and flat.is_contiguous()):
+        flat = flat.to("cpu").contiguous()
+    return flat.view(-1).view(torch.uint8).numpy().data
 
 
 def empty_buffer(num_bytes: int) -> memoryview:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,15 @@ class FileProducer(Producer):
 
     def __init__(self, tensor: torch.Tensor, folder: Path) -> None:
         self._tensor, self._folder = tensor, folder
-        self._file = folder
+        self._item = folder
 
     def prepare(self) -> Path:
-        folder = self._folder / uuid.uuid4().hex
-        folder.mkdir()
-        self._file = folder / "encoder_cache.safetensors"
-        return self._file
+        self._item = self._folder / uuid.uuid4().hex
+        _file_of(self._item)  # as its producer's scheduler has asked for it before
+        return self._item
 
     def publish(self) -> None:
-        safetensors.torch.save_file({"ec_cache": self._tensor.detach().cpu()}, self._file)
+        safetensors.torch.save_file({"ec_cache": self._tensor.detach().cpu()}, _file_of(self._item))
 
 
 class FileConsumer(Consumer):
@@ -36,18 +36,24 @@ class FileConsumer(Consumer):
 
     def __init__(self, address: Any, num_bytes: int) -> None:
         super().__init__(address, num_bytes)
-        self._file = Path()
+        self._item = Path()
 
     def expect(self, item: Path) -> None:
-        self._file = item
+        self._item = item
+        assert os.path.exists(_file_of(item))  # noqa: PTH110
 
     def collect(self) -> torch.Tensor:
-        assert self._file.exists()
-        tensor: torch.Tensor = safetensors.torch.load_file(self._file, device="cpu")["ec_cache"]
+        tensor: torch.Tensor = safetensors.torch.load_file(_file_of(self._item), device="cpu")["ec_cache"]
         # The file is only mapped so far: having it includes that every page of it is there.
         tensor.view(torch.uint8).view(-1)[::4096].sum()
         return tensor
 
     def done(self, item: Path) -> None:
-        item.unlink()
-        item.parent.rmdir()
+        os.remove(_file_of(item))  # noqa: PTH107
+        item.rmdir()
+
+
+def _file_of(item: Path) -> str:
+    """As the connector does it, by `os`: it makes sure of the item's folder whenever it needs the name of its file."""
+    os.makedirs(item, exist_ok=True)  # noqa: PTH103
+    return os.path.join(item, "encoder_cache.safetensors")  # noqa: PTH118

@@ -13,6 +13,7 @@ An arena lives as long as its owner (see `owned_files`).
 
 import bisect
 import fcntl
+import itertools
 import mmap
 import os
 import secrets
@@ -20,7 +21,8 @@ import struct
 import threading
 import weakref
 from collections import deque
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,8 +42,7 @@ def block_header(block_id: str) -> bytes:
     return bytes.fromhex(block_id).ljust(HEADER_BYTES, b"\0")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
+class Block(NamedTuple):
     """Writable memory in an arena, from byte `offset` of its file; in use for as long as `memory` is referred to."""
 
     memory: memoryview
@@ -73,6 +74,9 @@ class Arena:
         self._freed: deque[tuple[int, int]] = deque()
         self._quarantine: list[tuple[int, int]] = []
         self._block_ids: dict[int, str] = {}
+        self._ids_prefix = secrets.token_hex(_BLOCK_ID_BYTES // 2)
+        self._num_blocks = itertools.count()
+        self._in_use: dict[int, weakref.ref[object]] = {}
         self._closed = False
 
     def allocate(self, num_bytes: int) -> Block | None:
@@ -81,12 +85,11 @@ class Arena:
         start = self._take(size)
         if start is None:
             return None
-        offset, block_id = start + HEADER_BYTES, secrets.token_hex(_BLOCK_ID_BYTES)
+        offset, block_id = start + HEADER_BYTES, f"{self._ids_prefix}{next(self._num_blocks):016x}"
         memory = np.frombuffer(self._memory, np.uint8, num_bytes, offset)
         self._memory[start:offset] = block_header(block_id)
         self._block_ids[offset] = block_id
-        gone = weakref.finalize(memory, _give_back, self._memory, self._block_ids, self._freed, start, start + size)
-        gone.atexit = False
+        self._in_use[start] = weakref.ref(memory, partial(self._give_back, start, start + size))
         return Block(memory.data, offset, block_id)
 
     def find(self, buffer: memoryview) -> tuple[int, str] | None:
@@ -119,6 +122,14 @@ class Arena:
     def _remove(self) -> None:
         (SHARED_MEMORY / self.name).unlink(missing_ok=True)
         os.close(self._descriptor)
+
+    def _give_back(self, start: int, end: int, memory: "weakref.ref[object]") -> None:
+        # Runs wherever the last reference is dropped, so it takes no lock. The header goes before the block can be
+        # reused.
+        self._memory[start : start + HEADER_BYTES] = bytes(HEADER_BYTES)
+        self._block_ids.pop(start + HEADER_BYTES, None)
+        self._in_use.pop(start, None)
+        self._freed.append((start, end))
 
     def _take(self, size: int) -> int | None:
         with self._lock:
@@ -166,12 +177,3 @@ def sweep_dead_arenas() -> int:
 def _address(buffer: memoryview) -> int:
     address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
     return address
-
-
-def _give_back(
-    memory: mmap.mmap, block_ids: dict[int, str], freed: "deque[tuple[int, int]]", start: int, end: int
-) -> None:
-    # Runs wherever the last reference is dropped, so it takes no lock. The header goes before the block can be reused.
-    memory[start : start + HEADER_BYTES] = bytes(HEADER_BYTES)
-    block_ids.pop(start + HEADER_BYTES, None)
-    freed.append((start, end))

@@ -22,6 +22,8 @@ from transfer.owned_files import SHARED_MEMORY
 
 _REGION = re.compile(re.escape(PREFIX) + r"\d{1,10}-[0-9a-f]{16}")
 _MAX_MAPPED = 64
+_NUMPY_FROM_BYTES = 2**18
+"""From here on a copy lets other threads run, which costs more than a smaller one takes."""
 
 
 class _Mapped:
@@ -30,6 +32,7 @@ class _Mapped:
     def __init__(self, region: str, descriptor: int, memory: mmap.mmap) -> None:
         self.region = region
         self.memory = memory
+        self.view = memoryview(memory)
         self.descriptor = descriptor
         self._lock = threading.Lock()
         self._holds: Counter[tuple[int, int]] = Counter()
@@ -99,7 +102,7 @@ class HeldBlock:
         if not mapped.names(offset, block_header(block_id)):
             self.close()
             raise EmbeddingExpired("the lease ended before the embedding was read")
-        self.memory = memoryview(mapped.memory)[offset : offset + num_bytes]
+        self.memory = mapped.view[offset : offset + num_bytes]
 
     def close(self) -> None:
         """Let go; idempotent. `memory` must not be read any more."""
@@ -125,7 +128,10 @@ class ArenaReader:
         mapped.check(offset, target.nbytes, block_id)
         header = block_header(block_id)
         in_use_before = mapped.names(offset, header)
-        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(mapped.memory, np.uint8, target.nbytes, offset))
+        if target.nbytes < _NUMPY_FROM_BYTES:
+            target[:] = mapped.view[offset : offset + target.nbytes]
+        else:
+            np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(mapped.memory, np.uint8, target.nbytes, offset))
         if not (in_use_before and mapped.names(offset, header)):
             raise EmbeddingExpired("the lease ended while the embedding was read")
 

@@ -22,16 +22,14 @@ for bytes that cannot be trusted, EncoderLost when the sender's end is gone. Met
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from transfer.channels.arena_reader import HeldBlock
 from transfer.errors import ProtocolError, TriptychError
 from transfer.messages import Chunk, FetchReply, FetchRequest, Segment
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Payload:
+class Payload(NamedTuple):
     """Rows [row_start, row_start + num_rows) of an embedding [N, W] as flat bytes, never written again.
 
     `row_bytes` is the length of one row; `num_rows` may be 0 for a rank that got none. `checksum` is a CRC-32, or None.
