@@ -36,6 +36,7 @@ import torch
 from benchmarks.machine import describe_machine
 from benchmarks.transfer_peers import NUM_IN_FLIGHT, PEERS, Consumer, consumer_of, producer_of
 from benchmarks.transfer_report import KINDS, Machine, Result, heading, picture, ratios, table
+from configs.priority import NICENESS, give_way
 
 WIDTH = 2048
 SIZES = [64 * 1024 << shift for shift in range(0, 11, 2)]
@@ -175,9 +176,10 @@ def _seconds_of(call: Callable[[], None]) -> float:
 
 
 def _start_computing(busy: threading.Event) -> None:
-    """Layers of a tower's size, one after another, on a thread of this process."""
+    """Layers of a tower's size, one after another, on a thread of this process that gives way as a tower's does."""
 
     def compute() -> None:
+        give_way(NICENESS["encoder"])
         hidden, weight = torch.randn(256, 1024), torch.randn(1024, 1024) / 32
         while busy.is_set():
             hidden = torch.nn.functional.layer_norm(torch.nn.functional.gelu(hidden @ weight), (1024,))

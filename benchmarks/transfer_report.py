@@ -13,6 +13,8 @@ _RATIOS = [
     ("zmq", "socket", "fetch", 0.75, 4 * _MIB),
     ("zmq", "socket", "stream", 0.75, 4 * _MIB),
     ("shm", "nixl", "fetch", 1.0, 0),
+    ("shm held", "nixl", "fetch", 1.0, 0),
+    ("shm held", "ec_example", "fetch", 3.0, 0),
     ("shm held", "nixl", "handover", 1.0, 0),
     ("shm held", "ec_example", "handover", 3.0, 0),
 ]

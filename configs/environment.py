@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 ENGINE_PARENT = "TRIPTYCH_ENGINE_PARENT"
+ENGINE_NICENESS = "TRIPTYCH_ENGINE_NICENESS"
 NIXL_PAUSE_US = "TRIPTYCH_NIXL_PAUSE_US"
 ENABLE_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 CURVE_KEY = "TRIPTYCH_CURVE_KEY"
@@ -31,6 +32,7 @@ class ProcessEnvironment:
     Attributes:
         ray_address: address of a running Ray cluster to join (`RAY_ADDRESS`), if any.
         engine_parent: process whose end ends this one (`TRIPTYCH_ENGINE_PARENT`), if any.
+        engine_niceness: by how much an engine's processes give way to others (`TRIPTYCH_ENGINE_NICENESS`).
         nixl_pause_us: microseconds between polls of NIXL's progress thread (`TRIPTYCH_NIXL_PAUSE_US`), if not its own.
         haproxy: whether HAProxy is to be in front of the service (`RAY_SERVE_ENABLE_HA_PROXY`); None when not said.
         curve_secret: the cluster's key itself (`TRIPTYCH_CURVE_KEY`), if not in a file.
@@ -40,6 +42,7 @@ class ProcessEnvironment:
 
     ray_address: str | None
     engine_parent: int | None
+    engine_niceness: int
     nixl_pause_us: int | None
     haproxy: bool | None
     curve_secret: str | None = field(default=None, repr=False)
@@ -60,6 +63,7 @@ def read_environment() -> ProcessEnvironment:
     return ProcessEnvironment(
         ray_address=os.environ.get("RAY_ADDRESS") or None,
         engine_parent=int(parent) if parent else None,
+        engine_niceness=int(os.environ.get(ENGINE_NICENESS) or 0),
         nixl_pause_us=int(pause) if pause else None,
         haproxy=haproxy == "1" if haproxy else None,
         curve_secret=os.environ.get(CURVE_KEY) or None,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
+from configs.priority import NICENESS, give_way
 from encoder_workers.encoder import Encoder
 from encoder_workers.media import Media, Prepared
 from npu_kernels import is_out_of_memory
@@ -182,6 +183,7 @@ class Batcher:
     def _run(self) -> None:
         if self._num_tower_threads is not None:
             torch.set_num_threads(self._num_tower_threads)
+            give_way(NICENESS["encoder"])  # before OpenMP makes its helpers, which are as their maker
             torch.get_num_threads()  # which makes it this thread's own, whatever is set elsewhere afterwards
         self._begun.set()
         while (batch := self._next_batch()) is not None:

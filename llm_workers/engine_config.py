@@ -11,8 +11,9 @@ from vllm.config import ECTransferConfig, KVTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from configs import PrefillConfig, TriptychConfig
-from configs.environment import CPU_MALLOC, ENGINE_PARENT, NIXL_PAUSE_US
+from configs.environment import CPU_MALLOC, ENGINE_NICENESS, ENGINE_PARENT, NIXL_PAUSE_US
 from configs.ports import free_port
+from configs.priority import NICENESS
 from llm_workers.embedding_path import EmbeddingPath
 
 EngineRole = Literal["prefill", "decode"]
@@ -127,6 +128,7 @@ def engine_environment(config: TriptychConfig, role: EngineRole, host: str) -> d
             "OMP_NUM_THREADS": str(stage.num_threads),
             NIXL_PAUSE_US: str(_CPU_NIXL_PAUSE_US),
             "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_CPU_KERNELS_KEPT),
+            ENGINE_NICENESS: str(NICENESS[role]),
             **CPU_MALLOC,
         }
         if stage.engine_args.get("enforce_eager"):

@@ -20,10 +20,15 @@ _PERIOD_S = 1.0
 _GRACE_S = 15.0
 
 
+def is_engine_process() -> bool:
+    """Whether this process is an engine's own, that is a child of the worker named in the environment."""
+    return os.getppid() == read_environment().engine_parent
+
+
 def install() -> None:
-    """Start watching, if this process is an engine's own, that is a child of the worker named in the environment."""
-    worker = read_environment().engine_parent
-    if worker is not None and os.getppid() == worker:
+    """Start watching, if this process is an engine's own."""
+    if is_engine_process():
+        worker = os.getppid()
         threading.Thread(target=_watch, args=(worker,), name="triptych-parent-watch", daemon=True).start()
 
 

@@ -1,5 +1,7 @@
 """What vLLM runs in every process of an engine (entry point `vllm.general_plugins`); outside our engines: nothing."""
 
+from configs.environment import read_environment
+from configs.priority import give_way
 from llm_workers import nixl_progress, parent_watch
 
 
@@ -7,3 +9,5 @@ def install() -> None:
     """Prepare this process."""
     parent_watch.install()
     nixl_progress.install()
+    if parent_watch.is_engine_process():
+        give_way(read_environment().engine_niceness)

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from configs.environment import set_environment
+from configs.priority import NICENESS, give_way
 from encoder_workers.checkpoint import Checkpoint
 from encoder_workers.interface import SplitTower
 from encoder_workers.media import ItemMetadata, Prepared
@@ -101,6 +102,8 @@ def _load(launch: LaunchRank) -> tuple[SplitTower, Rates]:
     """The tower of this rank, over attention that reaches the other ranks, and what plans are made with."""
     torch.set_num_threads(launch.num_threads)
     device = resolve_device(launch.device)
+    if device.type == "cpu":
+        give_way(NICENESS["encoder"])
     dtype = resolve_dtype(launch.dtype)
     keep_few_kernels(device)
     ops = select_ops(launch.ops if isinstance(launch.ops, str) else dict(launch.ops), device)
