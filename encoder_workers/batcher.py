@@ -182,8 +182,8 @@ class Batcher:
 
     def _run(self) -> None:
         if self._num_tower_threads is not None:
-            torch.set_num_threads(self._num_tower_threads)
             give_way(NICENESS["encoder"])  # before OpenMP makes its helpers, which are as their maker
+            torch.set_num_threads(self._num_tower_threads)
             torch.get_num_threads()  # which makes it this thread's own, whatever is set elsewhere afterwards
         self._begun.set()
         while (batch := self._next_batch()) is not None:

@@ -20,15 +20,16 @@ _PERIOD_S = 1.0
 _GRACE_S = 15.0
 
 
-def is_engine_process() -> bool:
-    """Whether this process is an engine's own, that is a child of the worker named in the environment."""
-    return os.getppid() == read_environment().engine_parent
+def engine_worker() -> int | None:
+    """The worker whose engine's own process this is, that is a child of the one named in the environment; else None."""
+    worker = read_environment().engine_parent
+    return worker if worker == os.getppid() else None
 
 
 def install() -> None:
     """Start watching, if this process is an engine's own."""
-    if is_engine_process():
-        worker = os.getppid()
+    worker = engine_worker()
+    if worker is not None:
         threading.Thread(target=_watch, args=(worker,), name="triptych-parent-watch", daemon=True).start()
 
 

@@ -9,5 +9,5 @@ def install() -> None:
     """Prepare this process."""
     parent_watch.install()
     nixl_progress.install()
-    if parent_watch.is_engine_process():
+    if parent_watch.engine_worker() is not None:
         give_way(read_environment().engine_niceness)

@@ -111,7 +111,7 @@ class EmbeddingClient:
             return SettledFuture(outcome)
         future: ArrivedFuture = Future()
         if not self._thread.submit(FetchCommand(ref, time.monotonic() + timeout_s, future, allocate, in_place)):
-            future.set_exception(Closed("the embedding client is closed"))
+            return SettledFuture(Closed("the embedding client is closed"))
         return future
 
     def release(self, ref: EmbeddingRef) -> None:

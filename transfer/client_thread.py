@@ -56,7 +56,6 @@ class ClientThread:
         self._fetches: dict[int, Fetch] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._next_fetch_id = 1
-        self._placed: tuple[memoryview, Chunk] | None = None
         self._log = LimitedLog(_logger)
         self._thread = threading.Thread(target=self._run, name="embedding-client", daemon=True)
 
@@ -90,7 +89,7 @@ class ClientThread:
             self._links.poller.register(self._bell.fileno(), zmq.POLLIN)
         try:
             while not self._inbox.closed:
-                ready = {source for source, _ in self._links.poller.poll(self._poll_timeout_ms())}
+                ready = self._links.poll(self._longest_wait_s())
                 if self._bell is not None and self._bell.fileno() in ready:
                     self._bell.clear()
                     self._look_nearby()
@@ -119,11 +118,8 @@ class ClientThread:
             channel.close()
         self._links.close()
 
-    def _poll_timeout_ms(self) -> int:
-        waits_s = [look_s for link in self._links if (look_s := link.next_look_s()) is not None]
-        if self._deadlines:
-            waits_s.append(self._deadlines[0][0] - time.monotonic())
-        return max(0, int(min([_IDLE_POLL_S, *waits_s]) * 1000) + 1)
+    def _longest_wait_s(self) -> float:
+        return min(_IDLE_POLL_S, self._deadlines[0][0] - time.monotonic()) if self._deadlines else _IDLE_POLL_S
 
     def _take_commands(self) -> None:
         while (command := self._inbox.take()) is not None:
@@ -153,7 +149,6 @@ class ClientThread:
                 link = self._links.open(endpoint, fetch.lane)
                 link.send(frame)
                 link.fetch_ids.add(fetch_id)
-                link.watch(self._links.poller)
             except (zmq.ZMQError, OSError) as error:
                 self._finish(fetch_id, EncoderLost(f"encoder at {endpoint}: {error}"))
                 return
@@ -188,17 +183,10 @@ class ClientThread:
             return None
         fetch = self._fetches.get(chunk.fetch_id)
         memory = None if fetch is None else fetch.place(endpoint, chunk, num_bytes)
-        if memory is None:
-            return None
-        self._placed = (first, chunk)
-        return chunk.fetch_id, memory
+        return None if memory is None else (chunk.fetch_id, memory)
 
     def _handle(self, endpoint: str, frames: Sequence[memoryview]) -> None:
-        placed = self._placed
-        if placed is not None and placed[0] is frames[0]:
-            message: FetchReply | Chunk = placed[1]
-        else:
-            message = decode(frames[0], FetchReply, Chunk)
+        message = decode(frames[0], FetchReply, Chunk)
         if not (2 if isinstance(message, Chunk) else 1) <= len(frames) <= 2:
             raise ProtocolError(f"{len(frames)} frames for a {type(message).__name__}")
         fetch = self._fetches.get(message.fetch_id)
@@ -257,8 +245,6 @@ class ClientThread:
         if reason is not None:
             self._receive(link, None)  # what arrived before the peer went still counts
             self._drop(link, EncoderLost(f"encoder at {link.endpoint} {reason}"))
-        else:
-            link.watch(self._links.poller)
 
     def _drop(self, link: Link, error: TriptychError) -> None:
         if not self._links.drop(link):

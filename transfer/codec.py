@@ -38,7 +38,7 @@ Message = (
     | FailureReport
 )
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised by one whenever a message or its frames change."""
 MAX_CONTROL_BYTES = 64 * 1024
 """Longest control frame an embedding server or client takes."""

@@ -40,7 +40,7 @@ class Link(ABC):
 
     @abstractmethod
     def watch(self, poller: zmq.Poller) -> None:
-        """Have the poller wait for what may happen next; called again whenever something happened."""
+        """Have the poller wait for what may happen next; called before every wait."""
 
     @abstractmethod
     def unwatch(self, poller: zmq.Poller) -> None:

@@ -50,6 +50,14 @@ class LinkTable:
             link.watch(self.poller)
         return link
 
+    def poll(self, timeout_s: float) -> set[object]:
+        """What is ready of all that `poller` waits for; empty after so long, or when a link is to be looked after."""
+        for link in self._links.values():
+            link.watch(self.poller)
+            look_s = link.next_look_s()
+            timeout_s = timeout_s if look_s is None else min(timeout_s, look_s)
+        return {source for source, _ in self.poller.poll(max(0, int(timeout_s * 1000) + 1))}
+
     def forget_fetch(self, endpoint: str, lane: int, fetch_id: int) -> None:
         """Nothing is awaited for this fetch any more."""
         link = self._links.get((endpoint, lane))
@@ -58,13 +66,13 @@ class LinkTable:
 
     def drop(self, link: Link) -> bool:
         """Close a link that is lost; False when that was done before."""
-        for key, kept in self._links.items():
-            if kept is link:
-                del self._links[key]
-                link.unwatch(self.poller)
-                link.close()
-                return True
-        return False
+        key = next((key for key, kept in self._links.items() if kept is link), None)
+        if key is None:
+            return False
+        del self._links[key]
+        link.unwatch(self.poller)
+        link.close()
+        return True
 
     def close(self) -> None:
         """Close all; queued messages get a moment to leave."""

@@ -229,7 +229,7 @@ class FetchReply:
     """Encoder to prefill: outcome of a fetch, and where this rank's rows are when it is OK.
 
     `shape` is that of the whole embedding, [N, W]; `checksum` is the CRC-32 of this rank's bytes, if computed. On the
-    zmq channel a second frame has the first bytes of the first segment; the rest follows in Chunks.
+    zmq channel a second frame may have the first bytes of the first segment; the rest follows in Chunks.
     """
 
     fetch_id: int

@@ -157,7 +157,8 @@ class EmbeddingServer:
         Returns False, keeping nothing, when the lease has ended. Raises ValueError for an unknown or already
         published transfer, or bytes, shape or dtype other than announced.
         """
-        lease = self._state.leases.get(transfer_id)  # one look-up, which needs no lock
+        with self._state.lock:
+            lease = self._state.leases.get(transfer_id)
         if lease is None:
             with self._state.lock:
                 known = self._closed or self._state.leases.state_of(transfer_id) is not None

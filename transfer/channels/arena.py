@@ -21,8 +21,8 @@ import struct
 import threading
 import weakref
 from collections import deque
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
@@ -42,7 +42,8 @@ def block_header(block_id: str) -> bytes:
     return bytes.fromhex(block_id).ljust(HEADER_BYTES, b"\0")
 
 
-class Block(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
     """Writable memory in an arena, from byte `offset` of its file; in use for as long as `memory` is referred to."""
 
     memory: memoryview
@@ -73,10 +74,10 @@ class Arena:
         self._free: list[tuple[int, int]] = [(BOARD_BYTES, end)]
         self._freed: deque[tuple[int, int]] = deque()
         self._quarantine: list[tuple[int, int]] = []
-        self._block_ids: dict[int, str] = {}
+        # By offset of its payload: a block's id, and what calls when nothing refers to its memory any more.
+        self._blocks: dict[int, tuple[str, weakref.ref[object]]] = {}
         self._ids_prefix = secrets.token_hex(_BLOCK_ID_BYTES // 2)
         self._num_blocks = itertools.count()
-        self._in_use: dict[int, weakref.ref[object]] = {}
         self._closed = False
 
     def allocate(self, num_bytes: int) -> Block | None:
@@ -88,15 +89,14 @@ class Arena:
         offset, block_id = start + HEADER_BYTES, f"{self._ids_prefix}{next(self._num_blocks):016x}"
         memory = np.frombuffer(self._memory, np.uint8, num_bytes, offset)
         self._memory[start:offset] = block_header(block_id)
-        self._block_ids[offset] = block_id
-        self._in_use[start] = weakref.ref(memory, partial(self._give_back, start, start + size))
+        self._blocks[offset] = (block_id, weakref.ref(memory, partial(self._give_back, start, start + size)))
         return Block(memory.data, offset, block_id)
 
     def find(self, buffer: memoryview) -> tuple[int, str] | None:
         """Offset and id of the block whose payload `buffer` begins; None when it is no memory of this arena."""
         offset = _address(buffer) - self._base_address
-        block_id = self._block_ids.get(offset)
-        return None if block_id is None else (offset, block_id)
+        block = self._blocks.get(offset)
+        return None if block is None else (offset, block[0])
 
     @property
     def num_bytes(self) -> int:
@@ -127,8 +127,7 @@ class Arena:
         # Runs wherever the last reference is dropped, so it takes no lock. The header goes before the block can be
         # reused.
         self._memory[start : start + HEADER_BYTES] = bytes(HEADER_BYTES)
-        self._block_ids.pop(start + HEADER_BYTES, None)
-        self._in_use.pop(start, None)
+        self._blocks.pop(start + HEADER_BYTES, None)
         self._freed.append((start, end))
 
     def _take(self, size: int) -> int | None:

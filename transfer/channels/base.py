@@ -22,14 +22,16 @@ for bytes that cannot be trusted, EncoderLost when the sender's end is gone. Met
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 from transfer.channels.arena_reader import HeldBlock
 from transfer.errors import ProtocolError, TriptychError
 from transfer.messages import Chunk, FetchReply, FetchRequest, Segment
 
 
-class Payload(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Payload:
     """Rows [row_start, row_start + num_rows) of an embedding [N, W] as flat bytes, never written again.
 
     `row_bytes` is the length of one row; `num_rows` may be 0 for a rank that got none. `checksum` is a CRC-32, or None.
