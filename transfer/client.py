@@ -87,7 +87,7 @@ class EmbeddingClient:
         return cast("Future[torch.Tensor]", self._fetch(ref, timeout_s, allocate, in_place=False))
 
     def fetch_in_place(self, ref: EmbeddingRef, timeout_s: float, allocate: Allocate | None = None) -> ArrivedFuture:
-        """As `fetch`, but a large embedding on this host stays where its encoder put it, and the result is a HeldBlock.
+        """As `fetch`, but an embedding on this host stays where its encoder put it: the result is then a HeldBlock.
 
         The memory stays as it is until the block is closed, also when the lease ends or the encoder dies.
         """

@@ -24,8 +24,6 @@ Arrived: TypeAlias = torch.Tensor | HeldBlock
 """An embedding [num_tokens, width] in memory of this process, or where its encoder put it."""
 ArrivedFuture: TypeAlias = "Future[Arrived]"
 _MAX_KNOWN = 1024
-_HOLD_FROM_BYTES = 2**18
-"""A smaller embedding is copied, which takes less than to lock and to unlock it."""
 
 
 class Nearby:
@@ -53,7 +51,7 @@ class Nearby:
             found.append((region, listing))
         try:
             _check_rows(ref, [listing for _, listing in found])
-            if in_place and len(found) == 1 and ref.expected_bytes >= _HOLD_FROM_BYTES:
+            if in_place and len(found) == 1:
                 return self._hold(ref, *found[0])
             return self._copy(ref, found, allocate)
         except TriptychError as error:

@@ -118,24 +118,22 @@ class ClientConsumer(Consumer):
 
 
 class HeldConsumer(Consumer):
-    """As an engine does it: a large embedding is held where its encoder put it, mapped into this process."""
+    """As an engine does it: the embedding is held where its encoder put it, mapped into this process."""
 
     parks = True
 
     def __init__(self, address: str, num_bytes: int) -> None:
         super().__init__(address, num_bytes)
         self._client = _client(address)
-        self._memory = tensor_to_buffer(torch.zeros(num_bytes // 4))
         self._future: Future[torch.Tensor | HeldBlock] = Future()
         self._held: HeldBlock | None = None
 
     def expect(self, item: EmbeddingRef) -> None:
-        self._future = self._client.fetch_in_place(item, WAIT_S, lambda num_bytes: self._memory)
+        self._future = self._client.fetch_in_place(item, WAIT_S)
 
     def collect(self) -> torch.Tensor:
         held = self._future.result(WAIT_S)
-        if isinstance(held, torch.Tensor):  # a small one, which is copied
-            return held
+        assert isinstance(held, HeldBlock)
         self._held = held
         tensor = torch.frombuffer(held.memory, dtype=torch.uint8)
         # As for the file of `ec_example`: having it includes that every page of it is there.

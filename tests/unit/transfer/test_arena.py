@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transfer.channels.arena import HEADER_BYTES, PREFIX, Arena, Block, block_header, sweep_dead_arenas
@@ -33,6 +33,7 @@ def stored(arena: Arena, content: bytes) -> Block | None:
 
 
 @settings(max_examples=60, deadline=None)
+@example([5 * PAGE - HEADER_BYTES, 6 * PAGE - HEADER_BYTES, -1, -1, 6 * PAGE])
 @given(st.lists(st.one_of(st.integers(1, 6 * PAGE), st.integers(-8, -1)), max_size=60))
 def test_blocks_never_overlap_and_all_come_back(steps: list[int]) -> None:
     arena = Arena(NUM_BYTES)
@@ -50,9 +51,9 @@ def test_blocks_never_overlap_and_all_come_back(steps: list[int]) -> None:
                     assert block.offset % PAGE == HEADER_BYTES
                 else:
                     assert arena.num_free_bytes < NUM_BYTES
+            block = None  # of the blocks, only those that are live are referred to when the next one is asked for
             assert all(bytes(block.memory) == content for block, content in live)
         live.clear()
-        block = None
         assert arena.num_free_bytes == NUM_BYTES
         assert arena.allocate(NUM_BYTES - HEADER_BYTES) is not None
     finally:
