@@ -7,7 +7,9 @@ what an undisturbed run gives as long as the next token depends on the tokens al
 from __future__ import annotations
 
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import SamplingParams
+
+from llm_workers.resumed_sequence import can_be_split
 
 
 class Continuation:
@@ -38,22 +40,3 @@ class Continuation:
         # vLLM spells a token beside its logprob by the generated tokens before it, where a character is in pieces.
         spelt_alone = self._params.logprobs is None or (self._ends_whole and not self._params.stop)
         return spelt_alone and can_be_split(self._params)
-
-
-def can_be_split(params: SamplingParams) -> bool:
-    """Whether generating a sequence in two parts gives the same tokens and text as generating it in one.
-
-    Not where the sampler has a state of its own (a grammar, a seed), and not where it treats generated tokens in
-    another way than those of the prompt. A repetition penalty counts both alike.
-    """
-    return (
-        params.output_kind is RequestOutputKind.DELTA
-        and params.structured_outputs is None
-        and (params.seed is None or params.temperature == 0)
-        and params.presence_penalty == 0
-        and params.frequency_penalty == 0
-        and not params.bad_words
-        and params.thinking_token_budget is None
-        and params.repetition_detection is None
-        and not params.extra_args
-    )

@@ -1,8 +1,8 @@
 """One request's way through the stages: encode, prefill, decode.
 
     encode    media items      -> tickets (the embeddings are still being computed)
-    prefill   prompt + tickets -> KV cache; the engine fetches the embeddings itself
-    decode    prompt + KV      -> tokens
+    prefill   prompt + tickets -> KV cache, first token; the engine fetches the embeddings itself
+    decode    prompt + KV      -> the other tokens; the first one, too, where prefill cannot give it
 
 A retryable failure before the first token is tried again elsewhere, `encode_attempts` times in all and within the
 request's deadline; after it, what is left of the sequence is generated elsewhere, where that gives the same tokens, and
@@ -25,7 +25,7 @@ from cluster.continuation import Continuation
 from cluster.leases import RequestLeases
 from cluster.request import Generation, RequestContext, TicketedItem
 from cluster.stages import DecodeStage, EncoderStage, PrefillStage
-from llm_workers.messages import DecodeRequest, PrefillRequest, PrefillResult
+from llm_workers.messages import DecodeRequest, PrefillRequest, PrefillResult, Prompt
 from transfer import (
     Busy,
     DeadlineExceeded,
@@ -118,7 +118,8 @@ class Pipeline:
                     return  # Only the end of the call was lost.
                 if not continuation.is_possible():
                     raise
-                if len(continuation.given) > len(given):
+                # Prefill gives a token with every attempt; that alone gets a sequence nowhere.
+                if len(continuation.given) - len(given) > (0 if self._prefill_stage is None else 1):
                     attempt = 1
                 await self._pause_or_raise(context, attempt, error)
                 attempt += 1
@@ -132,9 +133,7 @@ class Pipeline:
         Args:
             given: tokens of the answer that the client has already: computed with the prompt, not generated again.
         """
-        prompt = generation.prompt
-        if given:
-            prompt = replace(prompt, token_ids=[*prompt.token_ids, *given], text=None)
+        prompt = _with_tokens(generation.prompt, given)
         prefilled = None
         if self._prefill_stage is not None:
             context.trace.mark("prefill_called")
@@ -154,6 +153,11 @@ class Pipeline:
             context.leases.hand_over(generation.refs())
         begun = False
         try:
+            if prefilled is not None and prefilled.gives_first_token:
+                context.trace.mark("first_output")
+                token_ids = prefilled.output.outputs[0].token_ids
+                prompt, given = _with_tokens(generation.prompt, (*given, *token_ids)), (*given, *token_ids)
+                yield prefilled.output
             request = DecodeRequest(
                 request_id=generation.request_id,
                 prompt=prompt,
@@ -170,6 +174,7 @@ class Pipeline:
                     if not begun:
                         begun = True
                         context.trace.mark("first_output")
+                        context.trace.mark("decode_output")
                         context.trace.mark_engine("decode", output)
                         if not given:
                             _complete_first_output(output, prefilled)
@@ -285,6 +290,11 @@ async def _reply_or_release(
     except asyncio.CancelledError:
         task.add_done_callback(take_late)
         raise
+
+
+def _with_tokens(prompt: Prompt, token_ids: tuple[int, ...]) -> Prompt:
+    """The prompt with the beginning of its answer behind it."""
+    return replace(prompt, token_ids=[*prompt.token_ids, *token_ids], text=None) if token_ids else prompt
 
 
 def _complete_first_output(output: RequestOutput, prefilled: PrefillResult | None) -> None:

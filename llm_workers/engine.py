@@ -20,6 +20,7 @@ from configs.environment import set_environment
 from llm_workers.embedding_path import EmbeddingPath
 from llm_workers.engine_config import EngineRole, engine_args, engine_environment
 from llm_workers.engine_input import engine_input
+from llm_workers.first_token import FirstTokens
 from llm_workers.messages import GenerateOptions, KVParams, Prompt
 from llm_workers.resumed_sequence import ResumedSequence
 from transfer import DeadlineExceeded, WorkerLost
@@ -56,6 +57,20 @@ class LanguageModelEngine:
         self._engine: AsyncLLM | None = AsyncLLM.from_engine_args(
             engine_args(config, role, path), stat_loggers=list(stat_loggers) or None
         )
+
+    def first_tokens(self) -> FirstTokens | None:
+        """What there is to know for giving first tokens; None where this model's KV cache does not allow it."""
+        engine = self._running()
+        block_size = engine.vllm_config.cache_config.block_size
+        # A state instead of keys and values is that of the token before the last, which is computed again.
+        if not block_size or engine.model_config.is_hybrid or engine.model_config.is_attention_free:
+            return None
+        tokenizer = None if engine.model_config.skip_tokenizer_init else engine.get_tokenizer()
+        generation = engine.model_config.try_get_generation_config().get("eos_token_id")
+        stops = [generation] if isinstance(generation, int) else list(generation or ())
+        if tokenizer is not None and tokenizer.eos_token_id is not None:
+            stops.append(tokenizer.eos_token_id)
+        return FirstTokens(tokenizer, block_size, frozenset(stops))
 
     async def generate(
         self,

@@ -24,7 +24,7 @@ def prefill_kv_params() -> KVParams:
 
 
 def prefill_sampling(params: SamplingParams, num_given_tokens: int) -> SamplingParams:
-    """Parameters of the prefill step: one token, of which nothing is used; decode samples the first token itself.
+    """Parameters of a prefill step of one token of which nothing is used, where decode samples the first token itself.
 
     The step must end by length, since connectors drop the cache of a request that ended in another way; so nothing
     that stops early is kept. Prompt logprobs are kept, since only this stage computes the prompt; unless the

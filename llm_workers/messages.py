@@ -80,10 +80,13 @@ class PrefillResult:
 
     Attributes:
         output: vLLM's output of the prefill step; it holds prompt logprobs and cache statistics.
+        gives_first_token: `output` is the first one of the answer, as decode would give it; decode is to go on behind
+            its token.
     """
 
     kv_params: KVParams
     output: RequestOutput
+    gives_first_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,9 @@ class DecodeRequest:
 
     Attributes:
         embeddings: as for prefill; used only when the prompt is computed here.
-        num_given_tokens: how many tokens at the end of the prompt belong to the answer: a replica that was lost had
-            generated them, and they were given to the client. `params` are those of the whole answer.
+        num_given_tokens: how many tokens at the end of the prompt belong to the answer: prefill or a replica that was
+            lost had generated them, and they were given to the client. `params` are those of the whole answer. The KV
+            cache lacks the last of those that prefill gave.
         traceparent: as for prefill.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
@@ -22,7 +22,8 @@ class ResumedSequence:
         self, tokenizer: TokenizerLike | None, token_ids: Sequence[int], num_given: int, params: SamplingParams
     ) -> None:
         """Args: `token_ids`: of the prompt and the `num_given` tokens after it; `params`: of the whole sequence."""
-        self._prompt_token_ids = list(token_ids[:-num_given])
+        num_prompt = len(token_ids) - num_given
+        self._prompt_token_ids = list(token_ids[:num_prompt])
         self._num_given = num_given
         self._params = params
         # As vLLM's own output processor makes it of a request.
@@ -38,7 +39,7 @@ class ResumedSequence:
             data_parallel_rank=None,
         )
         self._detokenizer = IncrementalDetokenizer.from_new_request(tokenizer if params.detokenize else None, request)
-        self._detokenizer.update(list(token_ids[-num_given:]), False)
+        self._detokenizer.update(list(token_ids[num_prompt:]), False)
         self._detokenizer.get_next_output_text(False, True)
 
     def params(self) -> SamplingParams:
@@ -62,3 +63,22 @@ class ResumedSequence:
             completion.finish_reason, completion.stop_reason = "stop", stop_string
             output.finished = True
         completion.text = self._detokenizer.get_next_output_text(output.finished, True)
+
+
+def can_be_split(params: SamplingParams) -> bool:
+    """Whether generating a sequence in two parts gives the same tokens and text as generating it in one.
+
+    Not where the sampler has a state of its own (a grammar, a seed), and not where it treats generated tokens in
+    another way than those of the prompt. A repetition penalty counts both alike.
+    """
+    return (
+        params.output_kind is RequestOutputKind.DELTA
+        and params.structured_outputs is None
+        and (params.seed is None or params.temperature == 0)
+        and params.presence_penalty == 0
+        and params.frequency_penalty == 0
+        and not params.bad_words
+        and params.thinking_token_budget is None
+        and params.repetition_detection is None
+        and not params.extra_args
+    )

@@ -20,6 +20,7 @@ from llm_workers.embedding_path import EmbeddingPath
 from llm_workers.engine import LanguageModelEngine
 from llm_workers.engine_config import EngineRole, computes_prompts, stage_settings
 from llm_workers.engine_load import EngineLoad
+from llm_workers.first_token import may_come_from_prefill
 from llm_workers.kv_handoff import decode_sampling, prefill_kv_params, prefill_sampling
 from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
 from llm_workers.observer import EngineObserver, NoObserver
@@ -102,6 +103,8 @@ class LLMWorker:
             )
         try:
             self._engine = LanguageModelEngine(config, role, host, path, [self._load.stat_logger, *stat_loggers])
+            gives = role == "prefill" and may_come_from_prefill(config)
+            self._first_tokens = self._engine.first_tokens() if gives else None
         except BaseException:
             self.close()
             raise
@@ -120,14 +123,18 @@ class LLMWorker:
             TerminalError: it never can be had.
             DeadlineExceeded: `timeout_s` passed.
         """
+        sampling = self._first_tokens.sampling(request) if self._first_tokens is not None else None
         outputs = self._outputs(
-            request, prefill_sampling(request.params, request.num_given_tokens), prefill_kv_params()
+            request, sampling or prefill_sampling(request.params, request.num_given_tokens), prefill_kv_params()
         )
         async with contextlib.aclosing(outputs):
             output = [output async for output in outputs][-1]
         if output.kv_transfer_params is None:
             raise TriptychError("the prefill engine kept no KV cache: check kv_transfer.connector")
-        return PrefillResult(output.kv_transfer_params, output)
+        gives_first_token = (
+            sampling is not None and self._first_tokens is not None and self._first_tokens.begin_answer(request, output)
+        )
+        return PrefillResult(output.kv_transfer_params, output, gives_first_token)
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
         """Generate; yields vLLM's outputs of the kind that `request.params.output_kind` asks for.

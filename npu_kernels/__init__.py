@@ -5,6 +5,7 @@ from npu_kernels.interface import OP_NAMES, Ops
 from npu_kernels.linear import Linear
 from npu_kernels.memory import free_bytes, is_out_of_memory, release_cached
 from npu_kernels.registry import select_ops
+from npu_kernels.row_blocks import by_row_blocks
 from npu_kernels.segments import Segments
 from npu_kernels.self_test import AttentionShape, KernelMismatch, check_ops
 
@@ -15,6 +16,7 @@ __all__ = [
     "Linear",
     "Ops",
     "Segments",
+    "by_row_blocks",
     "check_ops",
     "free_bytes",
     "is_out_of_memory",

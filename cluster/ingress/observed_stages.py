@@ -99,8 +99,12 @@ class ObservedPrefillStage:
         self._calls = _Calls(observer, "prefill")
 
     async def prefill(self, request: PrefillRequest) -> PrefillResult:
+        observation = current_observation()
         with self._calls.one() as call:
-            return await self._stage.prefill(replace(request, traceparent=call.traceparent))
+            result = await self._stage.prefill(replace(request, traceparent=call.traceparent))
+            if observation is not None and result.gives_first_token:
+                observation.see_output(request.request_id, request.params, result.output)
+            return result
 
 
 class ObservedDecodeStage:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from npu_kernels import Linear, Ops, Segments
+from npu_kernels import Linear, Ops, Segments, by_row_blocks
 
 NORM_EPS = 1e-6
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -75,9 +75,11 @@ class Mlp(nn.Module):
         self.fc2 = Linear(mlp_width, width)
 
     def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
-        inner = self.fc1.activated(x, self.activation, ops)
-        out: torch.Tensor = self.fc2(inner)
-        return out
+        def part(rows: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.fc2(self.fc1.activated(rows, self.activation, ops))
+            return out
+
+        return by_row_blocks(part, x)
 
 
 class LayerNormBlock(nn.Module):

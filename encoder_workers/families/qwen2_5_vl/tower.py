@@ -22,7 +22,7 @@ from encoder_workers.families.qwen_pixels import PixelSettings
 from encoder_workers.families.rope_2d import Rope2D, merge_order_positions
 from encoder_workers.media import Prepared
 from encoder_workers.shares import CostModel, ItemShape, Share, attention_segments, whole
-from npu_kernels import AttentionShape, Linear, Ops, Segments
+from npu_kernels import AttentionShape, Linear, Ops, Segments, by_row_blocks
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,13 @@ class _GatedMlp(nn.Module):
         super().__init__()
         self.gate_up_proj = Linear(width, 2 * mlp_width)
         self.down_proj = Linear(mlp_width, width)
+
+    def forward(self, x: torch.Tensor, ops: Ops) -> torch.Tensor:
+        def part(rows: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.down_proj(ops.swiglu(self.gate_up_proj(rows)))
+            return out
+
+        return by_row_blocks(part, x)
 
 
 class _Block(nn.Module):
@@ -189,7 +196,7 @@ class Qwen25Tower:
             segments = packed.frames if index in self._config.full_attention_layers else packed.windows
             attended = block.attn(hidden, cos, sin, segments, ops)
             hidden, residual = ops.add_rms_norm(attended, residual, block.norm2.weight, NORM_EPS)
-            update = block.mlp.down_proj(ops.swiglu(block.mlp.gate_up_proj(hidden)))
+            update = block.mlp(hidden, ops)
             hidden, residual = ops.add_rms_norm(update, residual, next_norm.weight, NORM_EPS)
         merged = ops.patch_merge(
             hidden,

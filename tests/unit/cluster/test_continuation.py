@@ -13,7 +13,8 @@ from vllm.sampling_params import (
     StructuredOutputsParams,
 )
 
-from cluster.continuation import Continuation, can_be_split
+from cluster.continuation import Continuation
+from llm_workers.resumed_sequence import can_be_split
 
 _IN_PARTS: dict[str, Any] = {
     "temperature": 0.7,

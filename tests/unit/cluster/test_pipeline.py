@@ -75,10 +75,11 @@ class ScriptedEncoder:
 
 
 class ScriptedPrefill:
-    """Remembers which tokens and which transfers each call was given."""
+    """Remembers which tokens and which transfers each call was given; gives first tokens if told so."""
 
-    def __init__(self, script: Script = ()) -> None:
+    def __init__(self, script: Script = (), *, gives_first_token: bool = False) -> None:
         self.script = list(script)
+        self.gives_first_token = gives_first_token
         self.transfers: list[list[str]] = []
         self.prompts: list[tuple[list[int], int]] = []
 
@@ -88,7 +89,10 @@ class ScriptedPrefill:
         error = self.script.pop(0) if self.script else None
         if error is not None:
             raise error
-        return PrefillResult({"cache": len(self.transfers)}, _output("", finished=True))
+        cache = {"cache": len(self.transfers)}
+        if self.gives_first_token:
+            return PrefillResult(cache, _output("p", finished=False), gives_first_token=True)
+        return PrefillResult(cache, _output("", finished=True))
 
 
 class ScriptedDecode:
@@ -208,9 +212,49 @@ async def test_without_a_prefill_stage_a_stream_goes_on_with_its_embeddings() ->
     assert [ref.transfer_id for ref in second.embeddings] == ["transfer-2"]
 
 
+async def test_decode_goes_on_behind_the_first_token_that_prefill_gave() -> None:
+    prefill, decode = ScriptedPrefill(gives_first_token=True), ScriptedDecode()
+    assert await Run(ScriptedEncoder(), prefill, decode).generate("x") == "pab"
+    (request,) = decode.requests
+    assert (request.prompt.token_ids, request.num_given_tokens) == ([1, 2, 1], 1)
+    assert request.kv_params == {"cache": 1}
+    assert not decode.released
+
+
+async def test_a_decode_lost_behind_the_first_token_is_followed_by_another() -> None:
+    prefill = ScriptedPrefill(gives_first_token=True)
+    decode = ScriptedDecode([WorkerLost("dead")])
+    run = Run(ScriptedEncoder(), prefill, decode)
+    assert await run.generate("x") == "ppab"
+    assert prefill.prompts == [([1, 2], 0), ([1, 2, 1], 1)]
+    assert (decode.requests[1].prompt.token_ids, decode.requests[1].num_given_tokens) == ([1, 2, 1, 1], 2)
+    assert decode.released == [{"cache": 1}]
+    assert not run.released
+
+
+async def test_tokens_of_prefill_alone_give_no_attempts_back() -> None:
+    decode = ScriptedDecode([WorkerLost("dead")] * 9)
+    run = Run(ScriptedEncoder(), ScriptedPrefill(gives_first_token=True), decode, attempts=2)
+    with pytest.raises(WorkerLost):
+        await run.generate("x")
+    assert len(decode.requests) == 2
+    assert decode.released == [{"cache": 1}, {"cache": 2}]
+
+
+async def test_a_reader_that_leaves_after_the_first_token_leaves_no_cache_behind() -> None:
+    prefill, decode = ScriptedPrefill(gives_first_token=True), ScriptedDecode()
+    run = Run(ScriptedEncoder(), prefill, decode)
+    generation = Generation("r", Prompt([1, 2]), (), _streamed(), GenerateOptions())
+    outputs = run.pipeline.generate(run.context, generation)
+    assert (await anext(outputs)).outputs[0].text == "p"
+    await outputs.aclose()
+    assert not decode.requests
+    assert decode.released == [{"cache": 1}]
+
+
 async def test_every_token_gives_a_stream_its_attempts_back() -> None:
     decode = ScriptedDecode(late=[*[WorkerLost("dead")] * 3, None])
-    run = Run(ScriptedEncoder(), ScriptedPrefill(), decode, attempts=2)
+    run = Run(ScriptedEncoder(), None, decode, attempts=2)
     assert await run.generate() == "aaaab"
     assert decode.requests[-1].prompt.token_ids == [1, 2, 1, 1, 1]
 

@@ -1,0 +1,88 @@
+"""The first token of an answer, given by prefill, so that a reader has it while the KV cache is on its way to decode.
+
+Decode goes on behind it: its prompt is one token longer than the cache that it pulls, and that token is what it
+computes first. Where this could give another answer than one engine gives, decode samples the first token itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.tokenizers import TokenizerLike
+
+from configs import TriptychConfig
+from llm_workers.messages import PrefillRequest
+from llm_workers.resumed_sequence import ResumedSequence, can_be_split
+
+_NIXL = "NixlConnector"
+_DECIDE_BLOCKS = ("block_size", "attention_backend", "attention_config", "kv_cache_dtype")
+"""Engine arguments on which the size of a KV cache block depends."""
+
+
+def may_come_from_prefill(config: TriptychConfig) -> bool:
+    """Whether decode can pull a KV cache that lacks the last token of its prompt.
+
+    Connectors match blocks from the end of the prompt, so both stages must cut it into the same ones.
+    """
+    if config.prefill is None:
+        return False
+    asked = config.kv_transfer.first_token_from_prefill
+    if not (config.kv_transfer.connector == _NIXL if asked is None else asked):
+        return False
+    ours, theirs = config.prefill.engine_args, config.decode.engine_args
+    return all(ours.get(name) == theirs.get(name) for name in _DECIDE_BLOCKS)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTokens:
+    """What a prefill engine has to know to give first tokens.
+
+    Attributes:
+        block_size: tokens of a block of the KV cache.
+        stop_token_ids: tokens that may end an answer of this model.
+    """
+
+    tokenizer: TokenizerLike | None
+    block_size: int
+    stop_token_ids: frozenset[int]
+
+    def sampling(self, request: PrefillRequest) -> SamplingParams | None:
+        """Parameters of a prefill step that samples the first token; None where decode has to.
+
+        The step ends by length, since connectors drop the cache of a request that ended in another way.
+        """
+        params, num_given = request.params, request.num_given_tokens
+        if (
+            not can_be_split(params)
+            or params.logprobs is not None
+            or params.min_tokens > num_given
+            or params.max_tokens is None
+            or params.max_tokens <= num_given + 1
+            # One more token would take a block more than there is to pull.
+            or len(request.prompt.token_ids) % self.block_size == 0
+        ):
+            return None
+        step = params.clone()
+        if num_given:
+            step.prompt_logprobs = None
+        step.n = 1
+        step.max_tokens = 1
+        step.min_tokens = 0
+        step.ignore_eos = True
+        step.stop = []
+        step.stop_token_ids = []
+        step.output_text_buffer_length = 0
+        step.output_kind = RequestOutputKind.FINAL_ONLY
+        return step
+
+    def begin_answer(self, request: PrefillRequest, output: RequestOutput) -> bool:
+        """Make the output of that step the first one of the answer; False where its token may be the last one."""
+        (completion,) = output.outputs
+        if not self.stop_token_ids.union(request.params.stop_token_ids or ()).isdisjoint(completion.token_ids):
+            return False
+        output.finished, completion.finish_reason = False, None
+        token_ids, num_given = request.prompt.token_ids, request.num_given_tokens
+        ResumedSequence(self.tokenizer, token_ids, num_given, request.params).complete(output)
+        return not output.finished
