@@ -68,6 +68,12 @@ class EncoderConfig(StageConfig):
     )
     dtype: DType | None = Field(None, description="Type of tower weights and embeddings; the top level's if absent.")
     max_batch_tokens: int = Field(16384, ge=64, description="Patches packed into one forward at most.")
+    target_pass_s: float = Field(
+        0.5,
+        gt=0.0,
+        description="How long a forward of several items should take at most, by what those before it took: "
+        "whoever comes meanwhile waits for its end. One item alone may take longer.",
+    )
     max_batch_wait_s: float = Field(0.0, ge=0.0, le=1.0, description="How long a batch waits for more items.")
     cache_bytes: ByteSize = Field(
         2**30, description="Host memory for embeddings kept by content; a repeated picture is not encoded again."

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ import torch
 from configs.priority import NICENESS, give_way
 from encoder_workers.encoder import Encoder
 from encoder_workers.media import Media, Prepared
+from encoder_workers.pass_time import PassTime
 from npu_kernels import is_out_of_memory
 from transfer.errors import EncodeFailed, OutOfMemory, TriptychError
 
@@ -38,7 +39,8 @@ class EncodeJob:
     """One item to encode.
 
     Attributes:
-        cost: patches of the item.
+        cost: patches of the item, which its memory grows with.
+        work: what its time grows with (`Encoder.work`).
         traceparent: the request's place in a trace (W3C Trace Context), if it is traced.
         wanted: whether anybody still waits for it; asked before each expensive step.
         done: takes the outcome, once, on a thread of the batcher.
@@ -46,6 +48,7 @@ class EncodeJob:
 
     media: Media
     cost: int
+    work: float
     wanted: Callable[[], bool]
     done: Callable[[Outcome], None]
     traceparent: str | None = None
@@ -104,6 +107,7 @@ class Batcher:
         self,
         encoder: Encoder,
         max_batch_patches: int,
+        target_pass_s: float,
         max_wait_s: float,
         num_prepare_threads: int,
         to_host: Callable[[torch.Tensor], torch.Tensor] = _to_host,
@@ -111,6 +115,7 @@ class Batcher:
         num_tower_threads: int | None = None,
     ) -> None:
         """Args:
+        target_pass_s: how long a pass of several items takes at most, as far as those before it tell.
         to_host: brings a finished embedding from the encoder's device to where it will be served from.
         on_pass: called after each pass, on the tower's thread; it must not block.
         num_tower_threads: on which PyTorch computes the passes, all other threads then compute alone; None: as it is
@@ -121,6 +126,7 @@ class Batcher:
         self._to_host = to_host
         self._on_pass = on_pass
         self._max_batch_patches = max_batch_patches
+        self._pass_time = PassTime(target_pass_s)
         self._max_wait_s = max_wait_s
         self._prepared: deque[_Waiting] = deque()
         self._changed = threading.Condition()
@@ -197,18 +203,20 @@ class Batcher:
                 self._changed.wait()
             if self._max_wait_s:
                 deadline = time.monotonic() + self._max_wait_s
-                while not self._closing and self._waiting_patches() < self._max_batch_patches:
+                while not self._closing and not self._is_full(self._prepared):
                     if not self._changed.wait(deadline - time.monotonic()):
                         break
-            batch: list[_Waiting] = []
-            room = self._max_batch_patches
-            while self._prepared and (not batch or self._prepared[0].job.cost <= room):
+            batch = [self._prepared.popleft()]
+            while self._prepared and not self._is_full([*batch, self._prepared[0]]):
                 batch.append(self._prepared.popleft())
-                room -= batch[-1].job.cost
             return batch
 
-    def _waiting_patches(self) -> int:
-        return sum(waiting.job.cost for waiting in self._prepared)
+    def _is_full(self, items: Collection[_Waiting]) -> bool:
+        """Whether these are more than a pass of several items may hold."""
+        return (
+            sum(waiting.job.cost for waiting in items) > self._max_batch_patches
+            or sum(waiting.job.work for waiting in items) > self._pass_time.room
+        )
 
     def _encode(self, batch: list[_Waiting]) -> None:
         batch = [waiting for waiting in batch if waiting.job.wanted()]
@@ -250,6 +258,7 @@ class Batcher:
             finished=time.monotonic(),
             items=tuple(waiting.times for waiting in batch),
         )
+        self._pass_time.ended(sum(waiting.job.work for waiting in batch), times.finished - pass_begun)
         self.num_encoded += len(batch)
         self.num_tokens += times.num_tokens
         self.num_bytes += times.num_bytes

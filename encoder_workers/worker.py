@@ -103,6 +103,7 @@ class EncoderWorker:
         self._batcher = Batcher(
             self._encoder,
             config.encoder.max_batch_tokens,
+            config.encoder.target_pass_s,
             config.encoder.max_batch_wait_s,
             config.encoder.num_threads,
             self._to_host,
@@ -239,6 +240,7 @@ class EncoderWorker:
                 EncodeJob(
                     media=media,
                     cost=metadata.num_patches,
+                    work=self._encoder.work(metadata),
                     wanted=partial(self._encodings.is_wanted, begun, self._server.is_live),
                     done=partial(self._done, begun),
                     traceparent=traceparent,

@@ -46,7 +46,7 @@ def outcomes_of(batcher: Batcher, files: Sequence[bytes], cost: int) -> list[Out
         def done(outcome: Outcome, index: int = index) -> None:
             found.put((index, outcome))
 
-        batcher.submit(EncodeJob(Media("image", data), cost, lambda: True, done))
+        batcher.submit(EncodeJob(Media("image", data), cost, float(cost), lambda: True, done))
     ended = dict(found.get(timeout=WAIT_S) for _ in files)
     return [ended[index] for index in range(len(files))]
 
@@ -56,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(1)
     encoder = load_encoder(checkpoint, dtype="float32")
     passes: list[int] = []
-    batcher = Batcher(encoder, 10**9, 1.0, 1, on_pass=lambda times: passes.append(times.num_items))
+    batcher = Batcher(encoder, 10**9, 60.0, 1.0, 1, on_pass=lambda times: passes.append(times.num_items))
     sets = []
     for group in groups:
         side, _, number = group.partition("x")

@@ -71,7 +71,7 @@ class Bench:
                 self.outcomes.setdefault(name, []).append(outcome)
                 self.changed.notify_all()
 
-        return EncodeJob(Media("image", data), cost, wanted, done)
+        return EncodeJob(Media("image", data), cost, float(cost), wanted, done)
 
     def wait(self, number: int) -> None:
         with self.changed:
@@ -97,7 +97,7 @@ def bench(checkpoint: Path) -> Iterator[Bench]:
 
 @pytest.fixture
 def batcher(bench: Bench) -> Iterator[Batcher]:
-    made = Batcher(bench.encoder, max_batch_patches=480, max_wait_s=0.5, num_prepare_threads=2)
+    made = Batcher(bench.encoder, max_batch_patches=480, target_pass_s=60.0, max_wait_s=0.5, num_prepare_threads=2)
     yield made
     made.close()
     made.close()
@@ -121,6 +121,19 @@ def test_a_pass_is_not_larger_than_allowed_unless_one_item_is(bench: Bench, batc
     batcher.submit(bench.job("huge", picture(5), cost=10_000))
     bench.wait(5)
     assert bench.tower.passes == [2, 2, 1]
+
+
+def test_a_pass_takes_no_longer_than_it_should_as_far_as_the_last_ones_tell(bench: Bench, picture: Any) -> None:
+    batcher = Batcher(bench.encoder, 10**6, target_pass_s=1e-6, max_wait_s=0.0, num_prepare_threads=1)
+    try:
+        batcher.submit(bench.job("first", picture(0)))
+        bench.wait(1)
+        for seed in range(1, 4):
+            batcher.submit(bench.job(str(seed), picture(seed)))
+        bench.wait(4)
+    finally:
+        batcher.close()
+    assert bench.tower.passes == [1, 1, 1, 1]
 
 
 def test_a_bad_item_fails_alone_and_costs_no_pass(bench: Bench, batcher: Batcher, picture: Any) -> None:
@@ -161,7 +174,7 @@ def test_an_item_that_nobody_wants_costs_nothing(bench: Bench, batcher: Batcher,
 
 
 def test_close_ends_in_time_with_items_waiting(bench: Bench, picture: Any) -> None:
-    batcher = Batcher(bench.encoder, max_batch_patches=48, max_wait_s=0.0, num_prepare_threads=1)
+    batcher = Batcher(bench.encoder, max_batch_patches=48, target_pass_s=60.0, max_wait_s=0.0, num_prepare_threads=1)
     for seed in range(8):
         batcher.submit(bench.job(str(seed), picture(seed)))
     started = time.monotonic()
@@ -175,7 +188,7 @@ def test_only_the_towers_thread_computes_on_several(bench: Bench, picture: Any) 
     before = torch.get_num_threads()
     seen: list[int] = []
     batcher = Batcher(
-        bench.encoder, 480, 0.0, 1, on_pass=lambda _: seen.append(torch.get_num_threads()), num_tower_threads=2
+        bench.encoder, 480, 60.0, 0.0, 1, on_pass=lambda _: seen.append(torch.get_num_threads()), num_tower_threads=2
     )
     try:
         assert torch.get_num_threads() == 1
