@@ -11,7 +11,7 @@ from typing import Any
 from cluster.autoscaling.catalogue import APPLICATION, PolicyError, resolve_autoscaling, resolve_policy
 from cluster.serve_environment import REPLICA_ENVIRONMENT
 from configs import ConfigError, StageConfig, TriptychConfig
-from configs.environment import CPU_MALLOC
+from configs.environment import CPU_COMPUTING
 
 # CPU-light replicas ask for no CPU: on a small machine they would otherwise take the place of the engines.
 _NO_CPU = 0.0
@@ -90,8 +90,8 @@ def plan_deployments(config: TriptychConfig) -> dict[str, DeploymentPlan]:
     plans = {"ingress": _plan("ingress", config.ingress, 1, drain_s)}
     if config.encoder is not None:
         # Engines give theirs to the processes that they start; an encoder computes in the replica's own.
-        memory = CPU_MALLOC if config.device == "cpu" else {}
-        plans["encoder"] = _plan("encoder", config.encoder, config.encoder.ranks_per_replica, drain_s, memory)
+        computing = CPU_COMPUTING if config.device == "cpu" else {}
+        plans["encoder"] = _plan("encoder", config.encoder, config.encoder.ranks_per_replica, drain_s, computing)
     if config.prefill is not None:
         plans["prefill"] = _plan("prefill", config.prefill, config.prefill.tensor_parallel_size, drain_s)
     plans["decode"] = _plan("decode", config.decode, config.decode.tensor_parallel_size, drain_s)

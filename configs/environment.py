@@ -13,15 +13,20 @@ ENABLE_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 CURVE_KEY = "TRIPTYCH_CURVE_KEY"
 API_KEYS = "TRIPTYCH_API_KEYS"
 API_KEY = "TRIPTYCH_API_KEY"
-CPU_MALLOC: Mapping[str, str] = {
+CPU_COMPUTING: Mapping[str, str] = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "GOMP_SPINCOUNT": "1000",
 }
-"""How a process that computes on a CPU keeps memory, for glibc to read when it starts.
+"""For glibc and OpenMP to read when a process starts that computes on a CPU.
 
 Activations are freed and wanted again with every operation. What glibc maps by itself, or gives back from the end of
 its heap, comes back as pages that the kernel has to clear first, which takes longer than the operation. Its own limit
 for mapping moves with what is freed, and so does what lies between: both are fixed, at the highest that it takes.
+
+A thread that waits for the others of its operation spins for milliseconds, unless its own process has more of them than
+there are cores. Stages that share cores wait for threads that another stage keeps from running, and spin in the place
+of these: a burst of pictures took twice as long. The number is what OpenMP takes itself where it knows of too many.
 """
 
 

@@ -11,7 +11,7 @@ from vllm.config import ECTransferConfig, KVTransferConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from configs import PrefillConfig, TriptychConfig
-from configs.environment import CPU_MALLOC, ENGINE_NICENESS, ENGINE_PARENT, NIXL_PAUSE_US
+from configs.environment import CPU_COMPUTING, ENGINE_NICENESS, ENGINE_PARENT, NIXL_PAUSE_US
 from configs.ports import free_port
 from configs.priority import NICENESS
 from llm_workers.embedding_path import EmbeddingPath
@@ -129,7 +129,7 @@ def engine_environment(config: TriptychConfig, role: EngineRole, host: str) -> d
             NIXL_PAUSE_US: str(_CPU_NIXL_PAUSE_US),
             "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_CPU_KERNELS_KEPT),
             ENGINE_NICENESS: str(NICENESS[role]),
-            **CPU_MALLOC,
+            **CPU_COMPUTING,
         }
         if stage.engine_args.get("enforce_eager"):
             # vLLM compiles its sampler even so: seconds at the first sampled token, and a C++ compiler that fails on
