@@ -25,7 +25,7 @@ from cluster.continuation import Continuation
 from cluster.leases import RequestLeases
 from cluster.request import Generation, RequestContext, TicketedItem
 from cluster.stages import DecodeStage, EncoderStage, PrefillStage
-from llm_workers.messages import DecodeRequest, PrefillRequest, PrefillResult, Prompt
+from llm_workers.messages import DecodeRequest, PrefillRequest, PrefillResult
 from transfer import (
     Busy,
     DeadlineExceeded,
@@ -133,7 +133,7 @@ class Pipeline:
         Args:
             given: tokens of the answer that the client has already: computed with the prompt, not generated again.
         """
-        prompt = _with_tokens(generation.prompt, given)
+        prompt = generation.prompt.followed_by(given)
         prefilled = None
         if self._prefill_stage is not None:
             context.trace.mark("prefill_called")
@@ -155,8 +155,8 @@ class Pipeline:
         try:
             if prefilled is not None and prefilled.gives_first_token:
                 context.trace.mark("first_output")
-                token_ids = prefilled.output.outputs[0].token_ids
-                prompt, given = _with_tokens(generation.prompt, (*given, *token_ids)), (*given, *token_ids)
+                given = (*given, *prefilled.output.outputs[0].token_ids)
+                prompt = generation.prompt.followed_by(given)
                 yield prefilled.output
             request = DecodeRequest(
                 request_id=generation.request_id,
@@ -290,11 +290,6 @@ async def _reply_or_release(
     except asyncio.CancelledError:
         task.add_done_callback(take_late)
         raise
-
-
-def _with_tokens(prompt: Prompt, token_ids: tuple[int, ...]) -> Prompt:
-    """The prompt with the beginning of its answer behind it."""
-    return replace(prompt, token_ids=[*prompt.token_ids, *token_ids], text=None) if token_ids else prompt
 
 
 def _complete_first_output(output: RequestOutput, prefilled: PrefillResult | None) -> None:

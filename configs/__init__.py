@@ -1,6 +1,7 @@
 """Typed settings of a Triptych service: what a deployment file may say, and how it is read."""
 
 from configs.api_keys import ApiKey, read_api_keys
+from configs.kv_transfer import KVTransferSettings
 from configs.limits import LimitsConfig
 from configs.loader import ConfigError, ServiceFile, load_config, load_service, parse_config
 from configs.observability import ObservabilityConfig
@@ -10,7 +11,6 @@ from configs.settings import (
     DecodeConfig,
     EncoderConfig,
     IngressConfig,
-    KVTransferSettings,
     PrefillConfig,
     StageConfig,
     TransferConfig,

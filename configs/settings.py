@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from configs.base import Settings
+from configs.kv_transfer import KVTransferSettings
 from configs.limits import LimitsConfig
 from configs.observability import ObservabilityConfig
 from configs.router import RouterConfig
@@ -212,19 +213,6 @@ class TransferConfig(Settings):
         if self.insecure and self.curve_key_file is not None:
             raise ValueError("insecure and curve_key_file exclude each other: remove one of them")
         return self
-
-
-class KVTransferSettings(Settings):
-    """The KV cache path between prefill and decode: vLLM's connector, by name."""
-
-    connector: str = Field("NixlConnector", description="vLLM's KV connector, e.g. NixlConnector, MooncakeConnector.")
-    buffer_device: str | None = Field(None, description="kv_buffer_device of vLLM; the service's device if absent.")
-    extra_config: dict[str, Any] = Field(default_factory=dict, description="kv_connector_extra_config of vLLM.")
-    first_token_from_prefill: bool | None = Field(
-        None,
-        description="Give the answer's first token when prefill has it, while the KV cache travels; decode samples it "
-        "otherwise. Absent: with NixlConnector, of which it is known that decode can go on behind it.",
-    )
 
 
 class TriptychConfig(Settings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm.outputs import RequestOutput
@@ -42,6 +42,10 @@ class Prompt:
     items: tuple[PromptItem, ...] = ()
     text: str | None = None
     cache_salt: str | None = None
+
+    def followed_by(self, token_ids: tuple[int, ...]) -> Prompt:
+        """This prompt with the beginning of its answer behind it."""
+        return replace(self, token_ids=[*self.token_ids, *token_ids], text=None) if token_ids else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def run_limited(checkpoint: Path, mebibytes: int, groups: Sequence[str]) -> list
 
 
 def test_a_pass_that_finds_no_memory_is_repeated_in_halves(wide_checkpoint: Path) -> None:
-    first, second = run_limited(wide_checkpoint, 280, ["448x8", "448x2"])
+    first, second = run_limited(wide_checkpoint, 150, ["448x8", "448x2"])
     assert first["outcomes"] == ["right"] * 8
     assert first["passes"], first
     assert max(first["passes"]) <= 4
@@ -46,7 +46,7 @@ def test_a_pass_that_finds_no_memory_is_repeated_in_halves(wide_checkpoint: Path
 
 
 def test_an_item_without_memory_of_its_own_is_a_typed_error(wide_checkpoint: Path) -> None:
-    (report,) = run_limited(wide_checkpoint, 16, ["448x2"])
+    (report,) = run_limited(wide_checkpoint, 16, ["896x2"])
     assert report == {"outcomes": ["out_of_memory"] * 2, "passes": []}
 
 
