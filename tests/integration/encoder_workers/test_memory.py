@@ -46,7 +46,7 @@ def test_a_pass_that_finds_no_memory_is_repeated_in_halves(wide_checkpoint: Path
 
 
 def test_an_item_without_memory_of_its_own_is_a_typed_error(wide_checkpoint: Path) -> None:
-    (report,) = run_limited(wide_checkpoint, 16, ["896x2"])
+    (report,) = run_limited(wide_checkpoint, 16, ["1344x2"])
     assert report == {"outcomes": ["out_of_memory"] * 2, "passes": []}
 
 
