@@ -12,6 +12,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 
 from configs import PrefillConfig, TriptychConfig
 from configs.environment import CPU_COMPUTING, ENGINE_NICENESS, ENGINE_PARENT, NIXL_PAUSE_US
+from configs.kv_transfer import NIXL
 from configs.ports import free_port
 from configs.priority import NICENESS
 from llm_workers.embedding_path import EmbeddingPath
@@ -23,7 +24,6 @@ EngineRole = Literal["prefill", "decode"]
 _ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 DEFAULT_CPU_KV_CACHE_BYTES = 2**30
 _CPU_NIXL_PAUSE_US = 1000
-_NIXL = "NixlConnector"
 # A call that is overdue is given up by its caller some seconds after its deadline (`cluster.ray_stages`).
 _LEASE_MARGIN_S = 10.0
 # oneDNN makes a kernel of 100 KiB and more for every number of rows that a batch has, and keeps 1024 of them: an engine
@@ -94,7 +94,7 @@ def _connector_settings(config: TriptychConfig) -> dict[str, Any]:
     there. A decode worker that takes the cache or is not to have it lets it go earlier.
     """
     settings = dict(config.kv_transfer.extra_config)
-    if config.kv_transfer.connector == _NIXL:
+    if config.kv_transfer.connector == NIXL:
         settings.setdefault("kv_lease_duration", math.ceil(config.limits.deadline_s + _LEASE_MARGIN_S))
     return settings
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import SamplingParams
 from vllm.tokenizers import TokenizerLike
 
 from configs import TriptychConfig
+from configs.kv_transfer import NIXL
+from llm_workers.kv_handoff import one_token_step
 from llm_workers.messages import PrefillRequest
 from llm_workers.resumed_sequence import ResumedSequence, can_be_split
 
-_NIXL = "NixlConnector"
 _DECIDE_BLOCKS = ("block_size", "attention_backend", "attention_config", "kv_cache_dtype")
 """Engine arguments on which the size of a KV cache block depends."""
 
@@ -29,7 +30,7 @@ def may_come_from_prefill(config: TriptychConfig) -> bool:
     if config.prefill is None:
         return False
     asked = config.kv_transfer.first_token_from_prefill
-    if not (config.kv_transfer.connector == _NIXL if asked is None else asked):
+    if not (config.kv_transfer.connector == NIXL if asked is None else asked):
         return False
     ours, theirs = config.prefill.engine_args, config.decode.engine_args
     return all(ours.get(name) == theirs.get(name) for name in _DECIDE_BLOCKS)
@@ -49,10 +50,7 @@ class FirstTokens:
     stop_token_ids: frozenset[int]
 
     def sampling(self, request: PrefillRequest) -> SamplingParams | None:
-        """Parameters of a prefill step that samples the first token; None where decode has to.
-
-        The step ends by length, since connectors drop the cache of a request that ended in another way.
-        """
+        """Parameters of a prefill step that samples the first token; None where decode has to."""
         params, num_given = request.params, request.num_given_tokens
         if (
             not can_be_split(params)
@@ -64,18 +62,7 @@ class FirstTokens:
             or len(request.prompt.token_ids) % self.block_size == 0
         ):
             return None
-        step = params.clone()
-        if num_given:
-            step.prompt_logprobs = None
-        step.n = 1
-        step.max_tokens = 1
-        step.min_tokens = 0
-        step.ignore_eos = True
-        step.stop = []
-        step.stop_token_ids = []
-        step.output_text_buffer_length = 0
-        step.output_kind = RequestOutputKind.FINAL_ONLY
-        return step
+        return one_token_step(params, num_given)
 
     def begin_answer(self, request: PrefillRequest, output: RequestOutput) -> bool:
         """Make the output of that step the first one of the answer; False where its token may be the last one."""

@@ -23,8 +23,8 @@ def prefill_kv_params() -> KVParams:
     }
 
 
-def prefill_sampling(params: SamplingParams, num_given_tokens: int) -> SamplingParams:
-    """Parameters of a prefill step of one token of which nothing is used, where decode samples the first token itself.
+def one_token_step(params: SamplingParams, num_given_tokens: int) -> SamplingParams:
+    """Parameters of a prefill step: one token, sampled as `params` say.
 
     The step must end by length, since connectors drop the cache of a request that ended in another way; so nothing
     that stops early is kept. Prompt logprobs are kept, since only this stage computes the prompt; unless the
@@ -39,6 +39,14 @@ def prefill_sampling(params: SamplingParams, num_given_tokens: int) -> SamplingP
     step.ignore_eos = True
     step.stop = []
     step.stop_token_ids = []
+    step.output_text_buffer_length = 0
+    step.output_kind = RequestOutputKind.FINAL_ONLY
+    return step
+
+
+def prefill_sampling(params: SamplingParams, num_given_tokens: int) -> SamplingParams:
+    """Parameters of a prefill step of whose token nothing is used, where decode samples the first token itself."""
+    step = one_token_step(params, num_given_tokens)
     step.bad_words = None
     step.logprobs = None
     step.structured_outputs = None
@@ -51,7 +59,6 @@ def prefill_sampling(params: SamplingParams, num_given_tokens: int) -> SamplingP
     step.presence_penalty = 0.0
     step.frequency_penalty = 0.0
     step.repetition_penalty = 1.0
-    step.output_kind = RequestOutputKind.FINAL_ONLY
     return step
 
 

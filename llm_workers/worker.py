@@ -123,7 +123,8 @@ class LLMWorker:
             TerminalError: it never can be had.
             DeadlineExceeded: `timeout_s` passed.
         """
-        sampling = self._first_tokens.sampling(request) if self._first_tokens is not None else None
+        first_tokens = self._first_tokens
+        sampling = first_tokens.sampling(request) if first_tokens is not None else None
         outputs = self._outputs(
             request, sampling or prefill_sampling(request.params, request.num_given_tokens), prefill_kv_params()
         )
@@ -131,9 +132,7 @@ class LLMWorker:
             output = [output async for output in outputs][-1]
         if output.kv_transfer_params is None:
             raise TriptychError("the prefill engine kept no KV cache: check kv_transfer.connector")
-        gives_first_token = (
-            sampling is not None and self._first_tokens is not None and self._first_tokens.begin_answer(request, output)
-        )
+        gives_first_token = bool(first_tokens and sampling and first_tokens.begin_answer(request, output))
         return PrefillResult(output.kv_transfer_params, output, gives_first_token)
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
