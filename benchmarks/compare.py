@@ -23,7 +23,7 @@ import yaml
 from benchmarks.machine import describe_machine
 from benchmarks.ratios import COLOCATED, ratio_lines, ratios
 from benchmarks.service import plain_vllm, random_checkpoint, running_server, running_service
-from cluster.cli.bench import run_scenarios
+from cluster.cli.bench import all_answered, run_scenarios
 from cluster.cli.bench.report import table_lines
 from cluster.cli.bench.results import ScenarioResult
 from configs.scenarios import ScenarioFile, load_scenarios
@@ -59,7 +59,7 @@ def main() -> int:
     print("\n".join(ratio_lines(results)))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(_content(results, file, arguments.threads), indent=1) + "\n")
-    return 0 if all(result.good for target in results.values() for result in target) else 1
+    return 0 if all(all_answered(measured) for measured in results.values()) else 1
 
 
 @contextlib.contextmanager

@@ -26,14 +26,15 @@ def median_ttft_s(result: ScenarioResult) -> float:
 
 
 def text_tpot_p99_s(result: ScenarioResult) -> float:
-    """The 99th percentile of the time per output token of requests without pictures."""
-    return percentile([r.tpot_s for r in result.good if r.tpot_s is not None and not r.num_images], 99)
+    """The 99th percentile of the time per output token of requests without media."""
+    return percentile([r.tpot_s for r in result.good if r.tpot_s is not None and not r.num_media], 99)
 
 
 RATIOS = (
     Ratio("median TTFT, text", "text", median_ttft_s, None),
     Ratio("median TTFT, 1 image", "1 image", median_ttft_s, 1.3),
     Ratio("median TTFT, 4 images", "4 images", median_ttft_s, None),
+    Ratio("median TTFT, repeated prefix", "repeated prefix", median_ttft_s, None),
     Ratio("median TTFT, repeated images", "repeated images", median_ttft_s, 0.8),
     Ratio("p99 TPOT of text in an image burst", "image burst", text_tpot_p99_s, 0.6),
 )

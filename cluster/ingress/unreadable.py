@@ -1,7 +1,8 @@
 """Answers 400 to requests over which vLLM's own checks stumble, and every error in one form.
 
-Before its types are checked a body goes through checks of vLLM's that take the types of some fields for granted, and
-the parts of a message are read by code that asserts. What they raise then is the request's fault, not the server's.
+Before its types are checked a body goes through checks of vLLM's that take the types of some fields for granted, the
+parts of a message are read by code that asserts, and each item of a Responses request by code that takes the first part
+of a list which may be empty. What they raise then is the request's fault, not the server's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from fastapi.dependencies.utils import solve_dependencies
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from vllm.entrypoints.openai.responses.utils import construct_input_messages
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import VLLMValidationError
 
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 UNREADABLE = (AssertionError, AttributeError, LookupError, RecursionError)
 """What code raises that meets values of types that it does not expect."""
+_READERS = {solve_dependencies.__code__, construct_input_messages.__code__}
 
 
 def answer_unreadable(app: FastAPI) -> None:
@@ -60,8 +63,8 @@ async def _answer_http(_: Request, error: Exception) -> JSONResponse:
 
 
 def _is_of_the_body(error: Exception) -> bool:
-    """Whether it was raised while FastAPI made the endpoint's arguments of the request."""
-    return any(frame.f_code is solve_dependencies.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    """Whether it was raised while FastAPI made the endpoint's arguments of it, or vLLM the messages of its items."""
+    return any(frame.f_code in _READERS for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _field_of(error: Exception) -> str | None:

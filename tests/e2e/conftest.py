@@ -23,7 +23,7 @@ from tests.e2e.servers import Server, reference_server, triptych_server
 _TOOL = Path(__file__).parents[2] / "tools" / "make_random_checkpoint.py"
 MODEL_NAME = "demo"
 MAX_MODEL_LEN = 4096
-OPENAPI_REQUESTS = 1000
+OPENAPI_REQUESTS = 5000
 
 
 @pytest.fixture(scope="session")

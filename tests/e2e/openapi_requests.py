@@ -30,7 +30,7 @@ _EMPTY_IS_WRONG = frozenset({"tools", "tool_choice", "allowed_token_ids", "promp
 
 
 def generated_requests(document: Mapping[str, Any], model: str, number: int, seed: int) -> list[Case]:
-    """At most `number` requests, over all operations: values at the boundaries of each field, and random bodies.
+    """`number` requests and a few, over all operations: values at the boundaries of each field, and random bodies.
 
     Most are such that they can get as far as the engines: they name `model`, have a prompt and ask for few tokens where
     they say nothing of these themselves.
@@ -43,7 +43,7 @@ def generated_requests(document: Mapping[str, Any], model: str, number: int, see
     with_body = [operation for operation in operations if operation.body]
     for operation in with_body:
         for mode in _MODES:
-            cases += _fuzzed(operation, mode, num_fuzzed // (len(_MODES) * len(with_body)), seed)
+            cases += _fuzzed(operation, mode, -(-num_fuzzed // (len(_MODES) * len(with_body))), seed)
     for index, case in enumerate(cases):
         if index % _AS_GENERATED_EVERY:
             _reach_the_engines(case, model)

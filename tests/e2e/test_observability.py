@@ -241,6 +241,6 @@ def test_bench_measures_the_service(service: Server, tmp_path: Path) -> None:
         assert scenario["goodput_per_s"] == pytest.approx(scenario["requests_per_s"])
     assert set(text["stages"]) == {"prefill", "decode"}
     assert set(repeated["stages"]) == {"encoder", "prefill", "decode"}
-    assert all(request["num_images"] == 2 for request in repeated["each"])
+    assert all(request["num_media"] == 2 for request in repeated["each"])
     assert page.read_text().count("<svg") == 6
     assert "repeated" in done.stdout

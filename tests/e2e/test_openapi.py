@@ -1,6 +1,6 @@
 """Requests generated from the served OpenAPI document: none breaks the service, hangs, or leaves anything behind.
 
-A thousand of them here; `--openapi-requests 5000 --log-cli-level=INFO` for more by hand, and the figures.
+`--openapi-requests N` for another number of them, `--log-cli-level=INFO` for the figures.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cluster.cli.bench.results import ScenarioResult
     from configs.scenarios import ScenarioFile
 
-__all__ = ["add_arguments", "run", "run_scenarios"]
+__all__ = ["add_arguments", "all_answered", "run", "run_scenarios"]
 
 _TIMEOUT_S = 30.0
 
@@ -66,19 +66,31 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.json.write_text(to_json(about, results, file.slo), encoding="utf-8")
     if arguments.html is not None:
         arguments.html.write_text(to_html(about, results, file.slo), encoding="utf-8")
-    return 0 if all(result.good for result in results) else 1
+    return 0 if all_answered(results) else 1
 
 
 def run_scenarios(base_url: str, model: str, file: ScenarioFile, num_warmups: int) -> Iterator[ScenarioResult]:
     """The results one after the other; what is under way is said on standard error."""
     from cluster.cli.bench.load import run_scenario
+    from cluster.cli.bench.results import ScenarioResult
     from cluster.cli.bench.stage_times import StageTimes
+    from cluster.cli.bench.target import refusal_of_media
 
     for scenario in file.scenarios:
         print(f"{scenario.name}: {scenario.num_requests} requests", file=sys.stderr, flush=True)
+        refusal = refusal_of_media(base_url, model, scenario)
+        if refusal is not None:
+            yield ScenarioResult.of_none(scenario.name, refusal)
+            continue
         times = StageTimes(base_url)
         result = run_scenario(base_url, model, scenario, num_warmups)
         yield dataclasses.replace(result, stages=times.since_then())
+
+
+def all_answered(results: Sequence[ScenarioResult]) -> bool:
+    """Whether every scenario that was asked was answered at least once, and there was one."""
+    asked = [result for result in results if result.left_out is None]
+    return bool(asked) and all(result.good for result in asked)
 
 
 def _chosen(file: ScenarioFile, names: list[str]) -> ScenarioFile:

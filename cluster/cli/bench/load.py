@@ -84,7 +84,7 @@ def _requests(result: dict[str, Any], questions: list[Question]) -> list[Request
     first = min(result["start_times"])
     return [
         RequestResult(
-            num_images=question.num_images,
+            num_media=question.num_media,
             sent_s=result["start_times"][index] - first,
             ttft_s=result["ttfts"][index],
             duration_s=result["latencies"][index],

@@ -38,7 +38,7 @@ figure { display: inline-block; margin: 0 1rem 1rem 0; } figcaption { color: #55
 def table_lines(results: Sequence[ScenarioResult], slo: Slo) -> list[str]:
     """The results as a table of plain text, with what went wrong and where the stages' time went below it."""
     rows = [("scenario", *(title for title, *_ in _COLUMNS))]
-    rows += [(result.name, *_cells(result, slo)) for result in results]
+    rows += [(result.name, *_cells(result, slo)) for result in results if result.left_out is None]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -49,6 +49,8 @@ def table_lines(results: Sequence[ScenarioResult], slo: Slo) -> list[str]:
     ]
     lines.append(f"goodput: TTFT at most {slo.ttft_s:g} s and TPOT at most {slo.tpot_s * 1e3:g} ms")
     for result in results:
+        if result.left_out is not None:
+            lines.append(f"{result.name}: left out: {result.left_out}")
         lines += [f"{result.name}: {number} x {reason}" for reason, number in result.errors().most_common()]
         if result.stages:
             lines.append(f"{result.name}: {_stages(result)}")
@@ -71,6 +73,7 @@ def to_html(target: Mapping[str, str], results: Sequence[ScenarioResult], slo: S
     rows = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in (result.name, *_cells(result, slo))) + "</tr>"
         for result in results
+        if result.left_out is None
     )
     sections = "".join(_section(result, slo) for result in results)
     about = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in target.items())
@@ -83,6 +86,8 @@ def to_html(target: Mapping[str, str], results: Sequence[ScenarioResult], slo: S
 
 
 def _section(result: ScenarioResult, slo: Slo) -> str:
+    if result.left_out is not None:
+        return f"<h2>{html.escape(result.name)}</h2><p>Left out: {html.escape(result.left_out)}</p>"
     plots = [
         cumulative_plot("Time to first token, s", result.ttfts_s(), slo.ttft_s),
         cumulative_plot("Time per output token, s", result.tpots_s(), slo.tpot_s),

@@ -19,7 +19,7 @@ PERCENTILES = (50, 90, 99)
 class RequestResult:
     """One request; times in seconds, `sent_s` since the scenario's start. Without `error` it was answered whole."""
 
-    num_images: int
+    num_media: int
     sent_s: float
     ttft_s: float
     duration_s: float
@@ -46,12 +46,22 @@ class StageTime:
 
 @dataclass(frozen=True)
 class ScenarioResult:
-    """One scenario against one server."""
+    """One scenario against one server.
+
+    Attributes:
+        left_out: why nothing was asked; None when it was.
+    """
 
     name: str
     duration_s: float
     requests: tuple[RequestResult, ...]
     stages: Mapping[str, StageTime] = field(default_factory=dict)
+    left_out: str | None = None
+
+    @classmethod
+    def of_none(cls, name: str, why: str) -> ScenarioResult:
+        """A scenario that this server cannot be asked."""
+        return cls(name, 0.0, (), left_out=why)
 
     @property
     def good(self) -> list[RequestResult]:
@@ -68,7 +78,7 @@ class ScenarioResult:
 
     def goodput(self, slo: Slo) -> float:
         """Requests per second that kept the SLO."""
-        return sum(request.keeps(slo) for request in self.requests) / self.duration_s
+        return self._per_second(sum(request.keeps(slo) for request in self.requests))
 
     def errors(self) -> Counter[str]:
         """How many requests failed for which reason."""
@@ -79,7 +89,7 @@ class ScenarioResult:
         figures = {
             "requests": float(len(self.requests)),
             "errors": float(len(self.requests) - len(self.good)),
-            "requests_per_s": len(self.good) / self.duration_s,
+            "requests_per_s": self._per_second(len(self.good)),
             "goodput_per_s": self.goodput(slo),
         }
         for name, values in (("ttft", self.ttfts_s()), ("tpot", self.tpots_s())):
@@ -87,11 +97,15 @@ class ScenarioResult:
                 figures[f"{name}_p{percent}_s"] = percentile(values, percent)
         return figures
 
+    def _per_second(self, number: int) -> float:
+        return number / self.duration_s if self.duration_s else 0.0
+
     def to_json(self, slo: Slo) -> dict[str, Any]:
         """All of it for a JSON file; what is not a number is null."""
         figures = {name: None if math.isnan(value) else value for name, value in self.figures(slo).items()}
         return {
             "name": self.name,
+            "left_out": self.left_out,
             "duration_s": self.duration_s,
             **figures,
             "error_reasons": dict(self.errors()),

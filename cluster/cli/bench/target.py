@@ -14,10 +14,14 @@ from pathlib import Path
 
 import httpx
 
+from cluster.cli.bench.questions import make_questions
 from configs.environment import read_environment
 from configs.ports import free_port
+from configs.scenarios import Scenario
 
 _TIMEOUT_S = 30.0
+_FIRST_ANSWER_TIMEOUT_S = 300.0
+_REFUSALS = {httpx.codes.BAD_REQUEST, httpx.codes.UNSUPPORTED_MEDIA_TYPE, httpx.codes.UNPROCESSABLE_ENTITY}
 _START_TIMEOUT_S = 1800.0
 _STOP_TIMEOUT_S = 120.0
 _POLL_S = 0.5
@@ -82,6 +86,30 @@ def _answers(process: subprocess.Popen[bytes], base_url: str) -> bool:
                 return True
         time.sleep(_POLL_S)
     return False
+
+
+def refusal_of_media(base_url: str, model: str, scenario: Scenario) -> str | None:
+    """Why this server takes no request of this scenario's media; None when it does, or when none has any.
+
+    A model of pictures and words refuses a sound, which is no failure of the server.
+    """
+    question = next((question for question in make_questions(scenario) if question.num_media), None)
+    if question is None:
+        return None
+    body = {"model": model, "messages": question.messages, "max_tokens": 1, "temperature": 0.0}
+    url, headers = f"{base_url}/v1/chat/completions", read_environment().authorization
+    try:
+        answer = httpx.post(url, json=body, timeout=_FIRST_ANSWER_TIMEOUT_S, headers=headers)
+    except httpx.HTTPError:
+        return None  # The scenario's own requests will say it.
+    return _message(answer) if answer.status_code in _REFUSALS else None
+
+
+def _message(answer: httpx.Response) -> str:
+    """What an OpenAI server says of an error, else what it sent."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(answer.json()["error"]["message"])
+    return answer.text[:200] or f"HTTP {answer.status_code}"
 
 
 def _served_model(base_url: str) -> str:

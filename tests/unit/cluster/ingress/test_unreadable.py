@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from openai.types.responses import ResponseOutputMessage
 from pydantic import BaseModel, model_validator
 from starlette.testclient import TestClient
+from vllm.entrypoints.openai.responses.utils import construct_input_messages
 
 from cluster.ingress.unreadable import answer_unreadable
 
@@ -36,6 +38,11 @@ def client() -> TestClient:
     async def breaks(body: _Body) -> None:
         raise OSError("disk")
 
+    @app.post("/items")
+    async def items() -> None:
+        said = ResponseOutputMessage(id="m", content=[], role="assistant", status="completed", type="message")
+        construct_input_messages(request_instructions=None, request_input=[said])
+
     answer_unreadable(app)
     return TestClient(app, raise_server_exceptions=False)
 
@@ -45,6 +52,12 @@ def test_a_check_that_stumbles_is_the_clients_error(client: TestClient) -> None:
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, 400, "structured_outputs")
     assert "has no attribute 'get'" in error["message"]
+
+
+def test_an_item_of_a_responses_request_that_says_nothing_is_the_clients_error(client: TestClient) -> None:
+    answer = client.post("/items")
+    assert answer.status_code == 400
+    assert "list index out of range" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/fails", "/breaks"])

@@ -9,11 +9,15 @@ import math
 from pathlib import Path
 from xml.etree import ElementTree
 
+import av
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
-from cluster.cli.bench.questions import make_questions, picture_url
+from cluster.cli.bench import all_answered
+from cluster.cli.bench.media_files import clip_part, picture_part, sound_part
+from cluster.cli.bench.questions import make_questions
 from cluster.cli.bench.report import table_lines, to_html, to_json
 from cluster.cli.bench.results import RequestResult, ScenarioResult, StageTime, percentile
 from cluster.cli.main import main
@@ -59,7 +63,7 @@ def test_percentiles_are_numpys(percent: float) -> None:
 
 def test_pictures_are_pictures_of_their_seed() -> None:
     def pixels(seed: int, side: int) -> np.ndarray:
-        data = base64.b64decode(picture_url(seed, side).removeprefix("data:image/png;base64,"))
+        data = base64.b64decode(picture_part(seed, side)["image_url"]["url"].removeprefix("data:image/png;base64,"))
         return np.asarray(Image.open(io.BytesIO(data)))
 
     assert pixels(1, 100).shape == (100, 100, 3)
@@ -67,10 +71,37 @@ def test_pictures_are_pictures_of_their_seed() -> None:
     assert (pixels(1, 100) != pixels(2, 100)).mean() > 0.9
 
 
+def test_clips_and_sounds_have_their_length_and_seed() -> None:
+    clip = clip_part(1, 56, 2.5)["video_url"]["url"].removeprefix("data:video/mp4;base64,")
+    with av.open(io.BytesIO(base64.b64decode(clip))) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert len(frames) == 20
+    assert frames[0].shape == (56, 56, 3)
+    assert np.abs(frames[0].astype(int) - frames[1]).mean() > 5
+    assert clip_part(1, 56, 2.5) == clip_part(1, 56, 2.5)
+    assert clip_part(2, 56, 2.5) != clip_part(1, 56, 2.5)
+
+    sound = base64.b64decode(sound_part(1, 1.5)["input_audio"]["data"])
+    samples, rate = soundfile.read(io.BytesIO(sound))
+    assert (rate, samples.shape) == (16000, (24000,))
+    assert np.abs(samples).max() > 0.1
+    assert sound_part(1, 1.5) != sound_part(2, 1.5)
+
+
+def test_words_stand_where_the_scenario_wants_them() -> None:
+    for first in (True, False):
+        mix = _scenario(images=1, audios=1, audio_s=0.1, videos=1, video_s=0.2, video_side=28, question_first=first)
+        (question, *_) = make_questions(mix.model_copy(update={"num_requests": 1}))
+        kinds = [part["type"] for part in question.messages[0]["content"]]
+        media = ["image_url", "video_url", "input_audio"]
+        assert kinds == (["text", *media] if first else [*media, "text"])
+        assert question.num_media == 3
+
+
 def test_questions_have_the_mix_that_is_asked_for() -> None:
-    mix = _scenario(images=2, with_images=0.25, repeated=0.5, repeated_pool=2, prompt_tokens=9)
+    mix = _scenario(images=2, with_media=0.25, repeated=0.5, repeated_pool=2, prompt_tokens=9)
     questions = make_questions(mix)
-    with_pictures = [question for question in questions if question.num_images]
+    with_pictures = [question for question in questions if question.num_media]
     assert 0.15 < len(with_pictures) / len(questions) < 0.35
     shown = [part["image_url"]["url"] for q in with_pictures for part in q.messages[0]["content"][:-1]]
     assert len(shown) == 2 * len(with_pictures)
@@ -102,6 +133,16 @@ def test_a_scenario_without_one_answer_is_reported_too() -> None:
     assert to_html({}, [nothing], SLO).count("<svg") == 3
 
 
+def test_what_a_model_does_not_take_is_left_out_and_said() -> None:
+    left_out = ScenarioResult.of_none("audio", "no <sounds>")
+    assert "audio: left out: no <sounds>" in table_lines([RESULT, left_out], SLO)
+    assert json.loads(to_json({}, [left_out], SLO))["scenarios"][0]["left_out"] == "no <sounds>"
+    assert "Left out: no &lt;sounds&gt;" in to_html({}, [left_out], SLO)
+    assert all_answered([RESULT, left_out])
+    assert not all_answered([left_out])
+    assert not all_answered([RESULT, ScenarioResult("n", 2.0, (_request(0.0, 0.0, "refused"),))])
+
+
 def test_the_page_is_sound_and_needs_nothing_from_elsewhere() -> None:
     page = to_html({"target": "http://x"}, [RESULT], SLO)
     assert "a &lt;picture&gt;" in page
@@ -120,7 +161,17 @@ def test_the_page_is_sound_and_needs_nothing_from_elsewhere() -> None:
 def test_the_ready_scenarios_can_be_used() -> None:
     file = load_scenarios(DEFAULT_SCENARIOS)
     names = [scenario.name for scenario in file.scenarios]
-    assert names == ["text", "1 image", "4 images", "16 images", "repeated images", "mixed", "mixed in bursts"]
+    assert names == [
+        "text",
+        "1 image",
+        "4 images",
+        "16 images",
+        "repeated images",
+        "video",
+        "audio",
+        "mixed",
+        "mixed in bursts",
+    ]
 
 
 @pytest.mark.parametrize(
