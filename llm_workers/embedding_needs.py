@@ -61,7 +61,7 @@ class _Fetch:
 
 
 class EmbeddingNeeds:
-    """Fetches what requests need and says when it is there. The scheduler's thread alone calls it."""
+    """Fetches what requests need and says when it is there. The scheduler's thread alone calls it, but for `wake`."""
 
     def __init__(self, fetcher: Fetcher, store: EmbeddingStore, failures: FailureSink) -> None:
         self._fetcher = fetcher
@@ -70,7 +70,7 @@ class EmbeddingNeeds:
         self._requests: dict[str, _Request] = {}
         self._fetches: dict[str, _Fetch] = {}
         self._unavailable: set[str] = set()
-        self._fetch_ended = threading.Event()
+        self._woken = threading.Event()
 
     def start(self, request_id: str, params: EmbeddingParams) -> None:
         """Take up a request."""
@@ -99,10 +99,14 @@ class EmbeddingNeeds:
         return all(key in request.pinned for key in keys)
 
     def wait(self, timeout_s: float) -> None:
-        """Let time go by until a fetch ends, at most so long; for a scheduler that has nothing else to do."""
+        """Let time go by until a fetch ends or `wake`, at most so long; for a scheduler that has nothing else to do."""
         if self._fetches:
-            self._fetch_ended.wait(timeout_s)
-            self._fetch_ended.clear()
+            self._woken.wait(timeout_s)
+            self._woken.clear()
+
+    def wake(self) -> None:
+        """End `wait`, or the next one. From any thread."""
+        self._woken.set()
 
     def take_unavailable(self) -> set[str]:
         """Requests that cannot be served since the last call; each is told once."""
@@ -148,7 +152,7 @@ class EmbeddingNeeds:
         segment = self._store.new_segment()
         future = self._fetcher.fetch_in_place(ref, timeout_s, segment.allocate)
         self._fetches[key] = _Fetch(ref, segment, future)
-        future.add_done_callback(lambda _: self._fetch_ended.set())
+        future.add_done_callback(lambda _: self.wake())
         self._collect()  # what is ready on this host is there at once
         return True
 

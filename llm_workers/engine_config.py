@@ -23,7 +23,7 @@ EngineRole = Literal["prefill", "decode"]
 # each worker process itself. They are set for the whole engine here (`engine_environment`).
 _ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 DEFAULT_CPU_KV_CACHE_BYTES = 2**30
-_CPU_NIXL_PAUSE_US = 1000
+_CPU_NIXL_PAUSE_US = 4000
 # A call that is overdue is given up by its caller some seconds after its deadline (`cluster.ray_stages`).
 _LEASE_MARGIN_S = 10.0
 # oneDNN makes a kernel of 100 KiB and more for every number of rows that a batch has, and keeps 1024 of them: an engine

@@ -2,7 +2,7 @@
 
 from configs.environment import read_environment
 from configs.priority import give_way
-from llm_workers import nixl_progress, parent_watch
+from llm_workers import arrivals, lone_groups, nixl_progress, parent_watch
 
 
 def install() -> None:
@@ -11,3 +11,5 @@ def install() -> None:
     nixl_progress.install()
     if parent_watch.engine_worker() is not None:
         give_way(read_environment().engine_niceness)
+        arrivals.install()
+        lone_groups.install()

@@ -82,10 +82,11 @@ def _serve(config_path: Path, port: int, ray_address: str | None, stop: threadin
 
 def _set_ray_up(folder: Path) -> None:
     """The variables of a Ray of this service's own, which Ray reads when it is imported."""
-    from cluster.serve_environment import front_environment
-    from configs.environment import read_environment, set_environment
+    from cluster.serve_environment import CONTROL_ENVIRONMENT, front_environment
+    from configs.environment import read_environment, set_environment, set_environment_defaults
 
     set_environment({"RAY_AUTH_MODE": "token"})  # the default, which Ray warns about
+    set_environment_defaults(dict(CONTROL_ENVIRONMENT))
     if read_environment().haproxy is not False:
         set_environment(front_environment(folder))
 

@@ -44,6 +44,9 @@ LIBRARIES_ELSEWHERE = (
     Elsewhere("cluster/trace.py", _VALUES, "names the output value whose moments it notes"),
     Elsewhere("cluster/cli/bench/load.py", ("vllm.benchmarks",), "vLLM's benchmark client is the load generator"),
     Elsewhere(
+        "cluster/cli/bench/media_files.py", ("av",), "makes the clips of a load; encoder_workers only reads clips"
+    ),
+    Elsewhere(
         "cluster/metrics/engine_logger.py", ("vllm.v1.metrics",), "vLLM's metrics over Ray's, which only cluster knows"
     ),
     Elsewhere("encoder_workers/vllm_tower.py", ("vllm",), "vLLM's own tower, for models without a native encoder"),

@@ -213,3 +213,15 @@ def test_a_scheduler_without_work_waits_until_an_embedding_is_there(engine: Any)
     assert engine.needs.ready("r", ["key"])
     engine.needs.wait(10_000.0)
     engine.needs.finish("r")
+
+
+def test_a_scheduler_that_waits_for_an_embedding_hears_of_a_new_request(engine: Any) -> None:
+    engine.start("r", engine.announce(TENSOR))
+    assert not engine.needs.ready("r", ["key"])
+    waker = threading.Timer(0.05, engine.needs.wake)
+    waker.start()
+    engine.needs.wait(10_000.0)
+    waker.join()
+    engine.needs.wake()  # before it waits
+    engine.needs.wait(10_000.0)
+    engine.needs.finish("r")
