@@ -12,8 +12,13 @@ import socket
 PORTS = range(20000, 30000)
 
 
+_promises: list[socket.socket] = []
+
+
 def free_port(host: str) -> int:
     """A port that is free now on `host`, an address of this machine; "" for all of them.
+
+    Nobody else who asks here gets it as long as this process lives, so that it may be bound later, by another process.
 
     Raises:
         OSError: the address is not this machine's, or no port is free.
@@ -26,6 +31,24 @@ def free_port(host: str) -> int:
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
-            else:
-                return port
+                continue
+        if _promise(port):
+            return port
     raise OSError(errno.EADDRINUSE, f"no port of {PORTS.start} to {PORTS.stop - 1} is free on {host!r}")
+
+
+def _promise(port: int) -> bool:
+    """Whether nobody was promised this port: a name of Linux's abstract sockets, which has one owner and ends with it.
+
+    Like ports these names are those of a network namespace.
+    """
+    promise = socket.socket(socket.AF_UNIX)
+    try:
+        promise.bind(f"\0triptych-port-{port}")
+    except OSError as error:
+        promise.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    _promises.append(promise)
+    return True

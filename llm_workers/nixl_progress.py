@@ -2,8 +2,9 @@
 
 NIXL's Python layer fixes the pause of that thread to zero, so it spins: at rest each engine took 80 % of a core, on
 machines with two of them more than the model did. A pause of 100 µs took that to 1.5 %, in thousands of wake-ups a
-second that stop an encoder's threads in the middle of an operation; with one of a millisecond an encoder is 5 % faster,
-and a KV pull takes no longer. Devices with their own memory keep NIXL's choice.
+second that stop an encoder's threads in the middle of an operation; with one of a millisecond an encoder was 5 %
+faster. Four of them are a part of the time that a token takes, once a request, behind the first token. Devices with
+their own memory keep NIXL's choice.
 """
 
 from __future__ import annotations
