@@ -27,10 +27,10 @@ serve: install ## serve CONFIG on PORT, in the foreground
 	@echo 'triptych serve $(CONFIG) on port $(PORT)'
 	@$(RUN) $(BIN)/triptych serve "$(CONFIG)" --port "$(PORT)"
 
-test: install ## the whole test suite; TESTS=tests/unit for a part
+test: install ## the whole test suite but tests/e2e/by_hand; TESTS=tests/unit for a part
 ifeq ($(TESTS),tests)
 	@$(RUN) env OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup --ignore=tests/e2e tests
-	@$(RUN) $(BIN)/python -m pytest tests/e2e
+	@$(RUN) $(BIN)/python -m pytest --ignore=tests/e2e/by_hand tests/e2e
 else
 	@$(RUN) $(BIN)/python -m pytest $(TESTS)
 endif

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from cluster.cli.segments import Segments
@@ -30,12 +31,9 @@ def adopt_orphans() -> None:
 def descendants() -> list[int]:
     """Process ids of all children and their children, zombies left out, in no order."""
     children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # pid (name) state parent ...; the name may hold blanks and parentheses itself.
-            state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(stat.parent.name))
+    for process, parent, ended in _processes():
+        if not ended:
+            children.setdefault(parent, []).append(process)
     found: list[int] = []
     unseen = list(children.get(os.getpid(), ()))
     while unseen:
@@ -43,6 +41,23 @@ def descendants() -> list[int]:
         found.append(process)
         unseen.extend(children.get(process, ()))
     return found
+
+
+def own_children() -> set[int]:
+    """Process ids of the children that this process has now, zombies as well."""
+    return {process for process, parent, _ in _processes() if parent == os.getpid()}
+
+
+def reap_adopted(own: Collection[int]) -> None:
+    """Let the system forget orphans that came here and have ended, which would stay in its table of processes.
+
+    Args:
+        own: children that this process started itself, which whoever started them waits for.
+    """
+    for process, parent, ended in _processes():
+        if ended and parent == os.getpid() and process not in own:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process, os.WNOHANG)
 
 
 def end_descendants(grace_s: float, segments: Segments) -> int:
@@ -68,6 +83,15 @@ def end_descendants(grace_s: float, segments: Segments) -> int:
                     os.kill(process, signal.SIGKILL)
                 killed.add(process)
         time.sleep(_POLL_S)
+
+
+def _processes() -> Iterator[tuple[int, int, bool]]:
+    """(process id, its parent's, whether it has ended and is a zombie) of all that this process sees."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # pid (name) state parent ...; the name may hold blanks and parentheses itself.
+            state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
+            yield int(stat.parent.name), int(parent), state == "Z"
 
 
 def _is_resource_tracker(process: int) -> bool:

@@ -17,13 +17,14 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.cli.processes import adopt_orphans, descendants, end_descendants
+from cluster.cli.processes import adopt_orphans, descendants, end_descendants, own_children, reap_adopted
 from cluster.cli.segments import Segments
 
 if TYPE_CHECKING:
     from configs import TriptychConfig
 
 _ORPHAN_GRACE_S = 20.0
+_REAP_EVERY_S = 5.0
 
 
 def main() -> int:
@@ -65,7 +66,9 @@ def _serve(config_path: Path, port: int, ray_address: str | None, stop: threadin
     try:
         address = service.start(progress, stop=stop)
         print(f"Triptych is ready: {address.url}\n{curl_line(address.url, config)}", flush=True)
-        stop.wait()
+        started = own_children()  # Ray's own processes, which Ray waits for
+        while not stop.wait(_REAP_EVERY_S):
+            reap_adopted(started)
     except StartupStopped:
         pass
     except StartupFailed as error:
