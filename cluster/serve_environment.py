@@ -53,8 +53,12 @@ def front_environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         # A request whose ingress replica dies before it has answered goes to another one, since generating twice does
         # no harm. HAProxy keeps requests for that as far as they fit a buffer, and were there in full when it passed
-        # them on; that it waits for the body is a second line for its file, since Serve has no switch for it.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
+        # them on. It closes a connection behind each answer: one that outlived a long stream would bring its next
+        # request to a process of HAProxy that was replaced meanwhile, and knows no replica but those of then. Both are
+        # further lines for its file, since Serve has no switches for them.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "\n    ".join(
+            ("conn-failure empty-response", "option http-buffer-request", "option httpclose")
+        ),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_KEPT_REQUEST_BYTES),
         # On one machine HAProxy hears at once which replicas there are; Serve's 30 s are for load balancers elsewhere.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
