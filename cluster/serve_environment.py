@@ -19,9 +19,8 @@ REPLICA_ENVIRONMENT: Mapping[str, str] = {
 }
 
 CONTROL_ENVIRONMENT: Mapping[str, str] = {
-    # Ray looks ten times a second whether a replica or a resource has changed, for clusters of thousands of them. On
-    # one machine, whose cores may be those that compute, that took one of them for 4 % of the time.
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Ray looks ten times a second whether a resource has changed. On one machine, whose cores may be those that compute,
+    # once is enough. Serve's own look, ten times a second as well, stays: it carries the reports that routers rank by.
     "RAY_raylet_report_resources_period_milliseconds": "1000",
 }
 """For a Ray on one machine, before it starts."""
