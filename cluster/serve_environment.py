@@ -19,8 +19,9 @@ REPLICA_ENVIRONMENT: Mapping[str, str] = {
 }
 
 CONTROL_ENVIRONMENT: Mapping[str, str] = {
-    # Ray looks ten times a second whether a resource has changed. On one machine, whose cores may be those that compute,
-    # once is enough. Serve's own look, ten times a second as well, stays: it carries the reports that routers rank by.
+    # Ray looks ten times a second whether a resource has changed. On one machine, whose cores may be those that
+    # compute, once is enough. Serve's own look, ten times a second as well, stays: it carries the reports that routers
+    # rank by.
     "RAY_raylet_report_resources_period_milliseconds": "1000",
 }
 """For a Ray on one machine, before it starts."""
