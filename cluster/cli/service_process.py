@@ -8,15 +8,14 @@ import json
 import logging
 import os
 import shlex
-import struct
 import sys
 import tempfile
 import threading
 import time
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.cli.png import png_file
 from cluster.cli.processes import adopt_orphans, descendants, end_descendants, own_children, reap_adopted
 from cluster.cli.segments import Segments
 
@@ -122,14 +121,8 @@ def curl_line(url: str, config: TriptychConfig) -> str:
 
 
 def plain_png(side: int, rgb: tuple[int, int, int]) -> bytes:
-    """A PNG file (RFC 2083) of one colour, `side` pixels square."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    rows = (b"\0" + bytes(rgb) * side) * side
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    """A PNG file of one colour, `side` pixels square."""
+    return png_file(side, [bytes(rgb) * side] * side)
 
 
 def _wait_for_end_of_input(stop: threading.Event) -> None:

@@ -72,18 +72,20 @@ def _run(arguments: argparse.Namespace) -> int:
 def run_scenarios(base_url: str, model: str, file: ScenarioFile, num_warmups: int) -> Iterator[ScenarioResult]:
     """The results one after the other; what is under way is said on standard error."""
     from cluster.cli.bench.load import run_scenario
+    from cluster.cli.bench.questions import make_questions
     from cluster.cli.bench.results import ScenarioResult
     from cluster.cli.bench.stage_times import StageTimes
     from cluster.cli.bench.target import refusal_of_media
 
     for scenario in file.scenarios:
         print(f"{scenario.name}: {scenario.num_requests} requests", file=sys.stderr, flush=True)
-        refusal = refusal_of_media(base_url, model, scenario)
+        questions = make_questions(scenario)
+        refusal = refusal_of_media(base_url, model, questions)
         if refusal is not None:
             yield ScenarioResult.of_none(scenario.name, refusal)
             continue
         times = StageTimes(base_url)
-        result = run_scenario(base_url, model, scenario, num_warmups)
+        result = run_scenario(base_url, model, scenario, questions, num_warmups)
         yield dataclasses.replace(result, stages=times.since_then())
 
 

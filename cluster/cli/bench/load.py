@@ -18,7 +18,7 @@ from vllm.benchmarks.datasets import SampleRequest
 from vllm.benchmarks.lib.endpoint_request_func import ASYNC_REQUEST_FUNCS
 from vllm.benchmarks.serve import TaskType, benchmark
 
-from cluster.cli.bench.questions import Question, make_questions
+from cluster.cli.bench.questions import Question
 from cluster.cli.bench.results import RequestResult, ScenarioResult
 from configs.environment import read_environment
 from configs.scenarios import Scenario
@@ -26,15 +26,16 @@ from configs.scenarios import Scenario
 _BACKEND = "openai-chat"
 
 
-def run_scenario(base_url: str, model: str, scenario: Scenario, num_warmups: int) -> ScenarioResult:
-    """Ask everything that the scenario asks, at its rate, and wait for every answer.
+def run_scenario(
+    base_url: str, model: str, scenario: Scenario, questions: list[Question], num_warmups: int
+) -> ScenarioResult:
+    """Ask the scenario's questions at its rate, and wait for every answer.
 
     Args:
         base_url: of an OpenAI server, without `/v1`.
         num_warmups: requests like the first one that are asked before, and not counted.
     """
     assert _BACKEND in ASYNC_REQUEST_FUNCS
-    questions = make_questions(scenario)
     np.random.seed(scenario.seed)  # The client draws the gaps between arrivals of it.
     # What it prints of each run is in the report, in our own words.
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import random
-import struct
 import wave
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from cluster.cli.png import png_file
 
 _BLOCK = 8
 _FRAMES_PER_S = 8
@@ -25,18 +25,15 @@ Part = Mapping[str, Any]
 
 
 def picture_part(seed: int, side: int) -> Part:
-    """A PNG file (RFC 2083) of coloured blocks, `side` pixels square."""
+    """A PNG file of coloured blocks, `side` pixels square."""
     chance = random.Random(seed)
     num_blocks = -(-side // _BLOCK)
     rows = []
     for _ in range(num_blocks):
         colours = chance.randbytes(3 * num_blocks)
         row = b"".join(colours[3 * block : 3 * block + 3] * _BLOCK for block in range(num_blocks))[: 3 * side]
-        rows += [b"\0" + row] * _BLOCK
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    body = zlib.compress(b"".join(rows[:side]), 6)
-    png = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_text(png)}"}}
+        rows += [row] * _BLOCK
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_text(png_file(side, rows[:side]))}"}}
 
 
 def clip_part(seed: int, side: int, seconds: float) -> Part:
@@ -74,7 +71,3 @@ def sound_part(seed: int, seconds: float) -> Part:
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

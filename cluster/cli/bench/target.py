@@ -8,16 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
-from cluster.cli.bench.questions import make_questions
+from cluster.cli.bench.questions import Question
 from configs.environment import read_environment
 from configs.ports import free_port
-from configs.scenarios import Scenario
 
 _TIMEOUT_S = 30.0
 _FIRST_ANSWER_TIMEOUT_S = 300.0
@@ -88,12 +87,12 @@ def _answers(process: subprocess.Popen[bytes], base_url: str) -> bool:
     return False
 
 
-def refusal_of_media(base_url: str, model: str, scenario: Scenario) -> str | None:
-    """Why this server takes no request of this scenario's media; None when it does, or when none has any.
+def refusal_of_media(base_url: str, model: str, questions: Sequence[Question]) -> str | None:
+    """Why this server takes no media such as these questions have; None when it does, or when none has any.
 
     A model of pictures and words refuses a sound, which is no failure of the server.
     """
-    question = next((question for question in make_questions(scenario) if question.num_media), None)
+    question = next((question for question in questions if question.num_media), None)
     if question is None:
         return None
     body = {"model": model, "messages": question.messages, "max_tokens": 1, "temperature": 0.0}
