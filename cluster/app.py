@@ -45,7 +45,7 @@ def build_service(config: TriptychConfig, host: str | None = None) -> Applicatio
         router = encoder_router(config.router, config.encoder)
         stages["encoder"] = deployment_of(plans["encoder"], EncoderReplica, router).bind(settings, host)
     if config.prefill is not None:
-        router = prefill_router(config.router)
+        router = prefill_router(config.router, config.prefill)
         stages["prefill"] = deployment_of(plans["prefill"], LLMReplica, router).bind(settings, "prefill", host)
     router = decode_router(config.router)
     stages["decode"] = deployment_of(plans["decode"], LLMReplica, router).bind(settings, "decode", host)

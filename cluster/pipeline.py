@@ -6,7 +6,8 @@
 
 A retryable failure before the first token is tried again elsewhere, `encode_attempts` times in all and within the
 request's deadline; after it, what is left of the sequence is generated elsewhere, where that gives the same tokens, and
-the stream goes on. An encoder that is full is asked again for `busy_wait_s`. Every way out gives up every lease.
+the stream goes on. A stage that is full is asked again: for `busy_wait_s` by a request for which no stage has worked
+yet, within its deadline by another one. Every way out gives up every lease.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
+import math
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from vllm.outputs import RequestOutput
 from cluster.continuation import Continuation
 from cluster.leases import RequestLeases
 from cluster.request import Generation, RequestContext, TicketedItem
+from cluster.room import StageRoom
 from cluster.stages import DecodeStage, EncoderStage, PrefillStage
 from llm_workers.messages import DecodeRequest, PrefillRequest, PrefillResult
 from transfer import (
@@ -34,6 +36,7 @@ from transfer import (
     MediaItem,
     Modality,
     OptionValue,
+    QueueFull,
     RetryableError,
     TerminalError,
     TriptychError,
@@ -41,14 +44,12 @@ from transfer import (
 )
 
 logger = logging.getLogger(__name__)
-_FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 0.5
 
 
 class Pipeline:
     """The stages of one service in their order; stages that the topology lacks are None.
 
-    `busy_wait_s`: how long an item waits for room at the encoders before its request is turned away.
+    `busy_wait_s`: how long a request that has cost nothing yet waits for room before it is turned away.
     """
 
     def __init__(
@@ -65,6 +66,13 @@ class Pipeline:
         self._decode_stage = decode
         self._attempts = attempts
         self._busy_wait_s = busy_wait_s
+        self._encoder_room = StageRoom(Busy)
+        self._prefill_room, self._decode_room = StageRoom(QueueFull), StageRoom(QueueFull)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether requests that were let in wait for room at a stage that every request needs."""
+        return self._prefill_room.is_full or self._decode_room.is_full
 
     def ask(
         self, context: RequestContext, media: MediaItem, options: tuple[tuple[str, OptionValue], ...]
@@ -113,6 +121,8 @@ class Pipeline:
                         continuation.add(output)
                         yield output
                 return
+            except QueueFull:
+                raise  # It has been waited for.
             except RetryableError as error:
                 if continuation.finished:
                     return  # Only the end of the call was lost.
@@ -135,19 +145,22 @@ class Pipeline:
         """
         prompt = generation.prompt.followed_by(given)
         prefilled = None
-        if self._prefill_stage is not None:
-            context.trace.mark("prefill_called")
-            prefilled = await self._prefill_stage.prefill(
-                PrefillRequest(
-                    request_id=generation.request_id,
-                    prompt=prompt,
-                    params=generation.params,
-                    embeddings=generation.refs(),
-                    timeout_s=context.deadline.remaining_s(),
-                    options=generation.options,
-                    num_given_tokens=len(given),
-                )
+        wait_s = math.inf if given or generation.items else self._busy_wait_s
+        if (stage := self._prefill_stage) is not None:
+            request = PrefillRequest(
+                request_id=generation.request_id,
+                prompt=prompt,
+                params=generation.params,
+                embeddings=generation.refs(),
+                timeout_s=context.deadline.remaining_s(),
+                options=generation.options,
+                num_given_tokens=len(given),
             )
+            context.trace.mark("prefill_called")
+            prefilled = await self._prefill_room.call(
+                context, wait_s, lambda: stage.prefill(replace(request, timeout_s=context.deadline.remaining_s()))
+            )
+            wait_s = math.inf
             context.trace.mark("prefill_returned")
             context.trace.mark_engine("prefill", prefilled.output)
             context.leases.hand_over(generation.refs())
@@ -158,7 +171,7 @@ class Pipeline:
                 given = (*given, *prefilled.output.outputs[0].token_ids)
                 prompt = generation.prompt.followed_by(given)
                 yield prefilled.output
-            request = DecodeRequest(
+            decode_request = DecodeRequest(
                 request_id=generation.request_id,
                 prompt=prompt,
                 params=generation.params,
@@ -169,7 +182,12 @@ class Pipeline:
                 num_given_tokens=len(given),
             )
             context.trace.mark("decode_called")
-            async with contextlib.aclosing(self._decode_stage.decode(request)) as outputs:
+            decoded = self._decode_room.stream(
+                context,
+                wait_s,
+                lambda: self._decode_stage.decode(replace(decode_request, timeout_s=context.deadline.remaining_s())),
+            )
+            async with contextlib.aclosing(decoded) as outputs:
                 async for output in outputs:
                     if not begun:
                         begun = True
@@ -189,23 +207,22 @@ class Pipeline:
     ) -> TicketedItem:
         if self._encoder is None:
             raise TerminalError("this service has no encoder stage: it takes text only")
-        room = _WaitForRoom(context, self._busy_wait_s)
+        stage = self._encoder
+
+        async def reply_with_room() -> EncodeReply:
+            timeout_s = context.deadline.remaining_s()
+            request = EncodeRequest(context.request_id, (media,), options, context.tenant, timeout_s)
+            reply = await _reply_or_release(stage.encode(request), timeout_s, context.leases)
+            if reply.failures:
+                raise reply.failures[0].to_error()
+            return reply
+
         attempt = 1
         while True:
-            request = EncodeRequest(
-                request_id=context.request_id,
-                items=(media,),
-                processor_options=options,
-                tenant=context.tenant,
-                timeout_s=context.deadline.remaining_s(),
-            )
             try:
-                reply = await _reply_or_release(self._encoder.encode(request), request.timeout_s, context.leases)
-                if reply.failures:
-                    raise reply.failures[0].to_error()
-            except Busy as error:
-                await room.wait_or_raise(error)
-                continue
+                reply = await self._encoder_room.call(context, self._busy_wait_s, reply_with_room)
+            except Busy:
+                raise  # It has been waited for.
             except RetryableError as error:
                 await self._pause_or_raise(context, attempt, error)
                 attempt += 1
@@ -245,24 +262,6 @@ class Pipeline:
             raise error
         context.trace.retried(error.code)
         await asyncio.sleep(pause_s)
-
-
-class _WaitForRoom:
-    """One item's wait at encoders that hold as much as they may; what is full is not broken, so no attempt is lost."""
-
-    def __init__(self, context: RequestContext, wait_s: float) -> None:
-        self._context = context
-        self._ends = time.monotonic() + min(wait_s, context.deadline.remaining_s())
-        self._pause_s = _FIRST_PAUSE_S
-
-    async def wait_or_raise(self, error: Busy) -> None:
-        """Pause, each time longer; raise `error` when the time for that is over."""
-        left_s = self._ends - time.monotonic()
-        if left_s <= 0:
-            raise error
-        self._context.trace.retried(error.code)
-        await asyncio.sleep(min(self._pause_s, left_s))
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
 
 async def _reply_or_release(

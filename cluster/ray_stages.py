@@ -16,6 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from vllm.outputs import RequestOutput
 
+from cluster.routing.senders import SENDER
 from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
 from transfer import (
     Busy,
@@ -53,7 +54,9 @@ class RayPrefillStage:
         self._handle = _direct(handle)
 
     async def prefill(self, request: PrefillRequest) -> PrefillResult:
-        result: PrefillResult = await _single(self._handle.prefill.remote(request), WorkerLost, request.timeout_s)
+        result: PrefillResult = await _single(
+            self._handle.prefill.remote(request, SENDER), WorkerLost, request.timeout_s
+        )
         return result
 
 
@@ -64,7 +67,7 @@ class RayDecodeStage:
         self._handle = _direct(handle)
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
-        response = self._handle.decode.remote(request)
+        response = self._handle.decode.remote(request, SENDER)
         async with contextlib.aclosing(_stream(response, WorkerLost, request.timeout_s)) as outputs:
             async for output in outputs:
                 yield output

@@ -26,7 +26,9 @@ from cluster.pipeline import Pipeline
 from cluster.ray_stages import RayDecodeStage, RayEncoderStage, RayPrefillStage
 from cluster.replica_process import ReplicaProcess, address_or_node, leave_process, metrics_export
 from cluster.request_logs import log_as
+from cluster.routing.costs import decode_cost, prefill_cost
 from cluster.routing.reports import EngineReport, to_stats
+from cluster.routing.senders import SenderAccount
 from configs import TriptychConfig, embedding_fingerprint
 from llm_workers.engine_config import EngineRole
 from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
@@ -42,19 +44,20 @@ class LLMReplica:
     def __init__(self, settings: dict[str, Any], role: EngineRole, host: str | None) -> None:
         config = TriptychConfig.model_validate(settings)
         self._process = ReplicaProcess(role, config.observability)
+        self._placed = SenderAccount()
         self._signals = EngineSignals(EngineObserver(self._process.instruments, self._process.tracing, role))
         stat_loggers = [stage_stat_logger(role)] if config.observability.engine_metrics else []
         self._worker = worker = LLMWorker(config, role, address_or_node(host), self._signals, stat_loggers)
         self._process.follow(lambda: engine_readings(worker.stats()))
 
-    async def prefill(self, request: PrefillRequest) -> AsyncGenerator[PrefillResult, None]:
+    async def prefill(self, request: PrefillRequest, sender: str) -> AsyncGenerator[PrefillResult, None]:
         log_as(request.request_id)
-        with _leaving_without_engine():
+        with self._placed.running(sender, prefill_cost(request)), _leaving_without_engine():
             yield await self._worker.prefill(request)
 
-    async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
+    async def decode(self, request: DecodeRequest, sender: str) -> AsyncGenerator[RequestOutput, None]:
         log_as(request.request_id)
-        with _leaving_without_engine():
+        with self._placed.running(sender, decode_cost(request)), _leaving_without_engine():
             async for output in self._worker.decode(request):
                 yield output
 
@@ -74,7 +77,7 @@ class LLMReplica:
         stats = self._worker.stats()
         return to_stats(
             EngineReport(
-                unanswered_tokens=stats.num_unanswered_tokens,
+                costs=self._placed.costs(),
                 kv_cache_tokens=stats.kv_cache_tokens,
                 # The engine reports after steps: after one that was its last for a while the cache empties unseen.
                 kv_cache_use=round(stats.kv_cache_use, 3) if stats.num_running else 0.0,

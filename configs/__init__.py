@@ -13,9 +13,9 @@ from configs.settings import (
     IngressConfig,
     PrefillConfig,
     StageConfig,
-    TransferConfig,
     TriptychConfig,
 )
+from configs.transfer import TransferConfig
 
 __all__ = [
     "ApiKey",

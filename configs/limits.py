@@ -38,8 +38,8 @@ class LimitsConfig(Settings):
     busy_wait_s: float = Field(
         5.0,
         ge=0,
-        description="How long a request waits while all encoders hold as much as they may, before it is answered 503; "
-        "0 answers at once.",
+        description="How long a request for which no stage has worked yet waits while all replicas of the next one "
+        "hold as much as they may, before it is answered 503; 0 answers at once.",
     )
     allowed_media_hosts: tuple[str, ...] = Field(
         (), description="Hosts whose private or loopback addresses may be fetched from; public hosts need no entry."

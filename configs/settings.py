@@ -13,6 +13,7 @@ from configs.limits import LimitsConfig
 from configs.observability import ObservabilityConfig
 from configs.router import RouterConfig
 from configs.sizes import ByteSize
+from configs.transfer import TransferConfig
 
 Device = Literal["cpu", "cuda", "npu"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -100,6 +101,12 @@ class EngineStageConfig(StageConfig):
     kv_cache_bytes: ByteSize | None = Field(
         None, description="Memory for the KV cache; vLLM's own choice if absent. Needed on CPU, where 1 GiB is used."
     )
+    max_queued_tokens: int = Field(
+        2**19,
+        ge=1,
+        description="Tokens of prompts without a first token at one replica at which it answers BUSY (vLLM's "
+        "max_num_queued_tokens). When all do, requests that were let in wait, and new ones are answered 503.",
+    )
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="Passed through to vllm.AsyncEngineArgs, for example {max_model_len: 32768}."
     )
@@ -115,6 +122,7 @@ class EngineStageConfig(StageConfig):
             "ec_transfer_config": "transfer (top level)",
             "language_model_only": "nothing: these stages never load the encoder",
             "kv_cache_memory_bytes": "kv_cache_bytes of the stage",
+            "max_num_queued_tokens": "max_queued_tokens of the stage",
         }
         for name in self.engine_args:
             if name in reserved:
@@ -163,55 +171,6 @@ class IngressConfig(StageConfig):
     def _keys_to_bound(self) -> IngressConfig:
         if self.max_requests_per_key is not None and self.api_keys is None:
             raise ValueError("max_requests_per_key needs api_keys: without keys nobody can be told apart")
-        return self
-
-
-class TransferConfig(Settings):
-    """The embedding path between encoder and prefill."""
-
-    channels: tuple[Literal["shm", "zmq", "hccl"], ...] = Field(
-        ("shm", "zmq"),
-        min_length=1,
-        description="Channels, best first: shm within a host, zmq over the network, hccl from device to device over "
-        "torch.distributed (gloo, nccl or hccl by device; not encrypted).",
-    )
-    arena_bytes: ByteSize = Field(
-        2**28,
-        ge=2**20,
-        description="Embeddings that each encoder replica promises at a time, and the memory in /dev/shm that it "
-        "reserves for the shm channel. Beyond it new requests wait (limits.busy_wait_s) before anything is encoded.",
-    )
-    zmq_streams: int = Field(
-        1,
-        ge=1,
-        le=16,
-        description="Connections to each encoder that embeddings over 1 MiB share on the zmq channel: more where one "
-        "alone does not fill the network.",
-    )
-    checksum: bool = Field(False, description="Check a CRC-32 of every embedding; costs about 1 ms per MiB.")
-    lease_s: float = Field(60.0, gt=0, description="How long an encoder keeps a ready embedding that nobody collects.")
-    bind_host: str | None = Field(
-        None, description="Address the embedding servers bind; the node's own address if absent."
-    )
-    curve_key_file: Path | None = Field(
-        None,
-        description="File that 'triptych keygen' wrote, the same on every node; TRIPTYCH_CURVE_KEY replaces it. "
-        "Needed wherever encoders can be reached from other machines.",
-    )
-    insecure: bool = Field(
-        False, description="Let encoders answer other machines without a key: anyone who reaches them reads embeddings."
-    )
-
-    @model_validator(mode="after")
-    def _distinct_channels(self) -> TransferConfig:
-        if len(set(self.channels)) != len(self.channels):
-            raise ValueError(f"channels names one of them twice: {list(self.channels)}")
-        return self
-
-    @model_validator(mode="after")
-    def _key_or_insecure(self) -> TransferConfig:
-        if self.insecure and self.curve_key_file is not None:
-            raise ValueError("insecure and curve_key_file exclude each other: remove one of them")
         return self
 
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from vllm.exceptions import GracefulHTTPError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -23,7 +24,7 @@ from llm_workers.engine_input import engine_input
 from llm_workers.first_token import FirstTokens
 from llm_workers.messages import GenerateOptions, KVParams, Prompt
 from llm_workers.resumed_sequence import ResumedSequence
-from transfer import DeadlineExceeded, WorkerLost
+from transfer import DeadlineExceeded, QueueFull, WorkerLost
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class LanguageModelEngine:
 
         Raises:
             DeadlineExceeded: `timeout_s` passed; the request is aborted.
+            QueueFull: as many prompt tokens wait as the stage allows.
             WorkerLost: the engine's process died.
         """
         engine = self._running()
@@ -128,6 +130,9 @@ class LanguageModelEngine:
                         return  # A stop string may have ended it before the engine does.
         except EngineDeadError as error:
             raise WorkerLost(_DIED) from error
+        except GracefulHTTPError as error:
+            # Only admission ends so, before the engine has taken anything: what kv_params stand for is still there.
+            raise QueueFull("the engine's queue is full") from error
         finally:
             deadline.close()
 

@@ -59,6 +59,7 @@ def engine_args(config: TriptychConfig, role: EngineRole, path: EmbeddingPath | 
         tensor_parallel_size=stage.tensor_parallel_size,
         distributed_executor_backend=_executor(config.device, stage.tensor_parallel_size),
         mm_processor_cache_gb=0,
+        max_num_queued_tokens=stage.max_queued_tokens,
     )
     if config.encoder is not None:
         args.language_model_only = True

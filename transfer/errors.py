@@ -8,6 +8,7 @@ TriptychError                      code
 │   ├── EmbeddingExpired           embedding_expired    its lease ran out or was released
 │   ├── EmbeddingCorrupt           embedding_corrupt    checksum differs, or memory was reused while read
 │   ├── Busy                       busy                 a limit of the peer is reached
+│   ├── QueueFull                  queue_full           as many tokens wait at an engine as may
 │   ├── OutOfMemory                out_of_memory        the encoder's device has no room for this item now
 │   └── Closed                     closed               this end was closed while work was pending
 ├── TerminalError                  -  trying again gives the same answer
@@ -81,6 +82,12 @@ class Busy(RetryableError):
     code = "busy"
 
 
+class QueueFull(RetryableError):
+    """As many prompt tokens wait at an engine as its stage allows; nothing was begun."""
+
+    code = "queue_full"
+
+
 class OutOfMemory(RetryableError):
     """The encoder's device has no room for this item, at the moment or at all."""
 
@@ -147,6 +154,7 @@ ERROR_TYPES: dict[str, type[TriptychError]] = {
         EmbeddingExpired,
         EmbeddingCorrupt,
         Busy,
+        QueueFull,
         OutOfMemory,
         Closed,
         Incompatible,

@@ -27,7 +27,7 @@ from cluster.ingress.status import StatusSource
 from cluster.pipeline import Pipeline
 from cluster.request import Generation, RequestContext
 from llm_workers.messages import GenerateOptions, Prompt
-from transfer import TriptychError
+from transfer import QueueFull, TriptychError
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,17 @@ class PipelineClient(EngineClient):  # type: ignore[misc]
     is_stopped = property(lambda self: False)
     errored = property(lambda self: False)
     dead_error = property(lambda self: RuntimeError("the ingress holds no engine that could die"))
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Asked by vLLM's application before it reads a request's prompt, and so before any stage works for it.
+
+        Raises:
+            GracefulHTTPError: requests wait already where every request has to go.
+        """
+        if self._pipeline.is_full:
+            raise http_error(
+                QueueFull("prefill or decode has no room: come again after the seconds that Retry-After says")
+            )
 
     async def generate(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import RequestRouter
 
@@ -9,8 +11,8 @@ from cluster.routing.affinity import SPILL_WORK, ContentAffinityRouter, LeastWor
 from cluster.routing.kv import LeastKVRouter
 from cluster.routing.outstanding import LeastOutstandingRouter
 from cluster.routing.reports import REPORT_PERIOD_S
-from cluster.routing.tokens import LeastTokensRouter
-from configs import EncoderConfig, RouterConfig
+from cluster.routing.tokens import MAX_QUEUED_TOKENS, LeastTokensRouter
+from configs import EncoderConfig, PrefillConfig, RouterConfig
 
 _ENCODER: dict[str, type[RequestRouter]] = {"content_affinity": ContentAffinityRouter, "least_work": LeastWorkRouter}
 _PREFILL: dict[str, type[RequestRouter]] = {
@@ -29,15 +31,19 @@ def encoder_router(router: RouterConfig, encoder: EncoderConfig) -> RequestRoute
     )
 
 
-def prefill_router(router: RouterConfig) -> RequestRouterConfig:
+def prefill_router(router: RouterConfig, prefill: PrefillConfig) -> RequestRouterConfig:
     """The router in front of prefill."""
-    return _engine_router(_PREFILL[router.prefill])
+    return _engine_router(_PREFILL[router.prefill], {MAX_QUEUED_TOKENS: prefill.max_queued_tokens})
 
 
 def decode_router(router: RouterConfig) -> RequestRouterConfig:
     """The router in front of decode, also where that computes the prompts."""
-    return _engine_router(_DECODE[router.decode])
+    return _engine_router(_DECODE[router.decode], {})
 
 
-def _engine_router(router: type[RequestRouter]) -> RequestRouterConfig:
-    return RequestRouterConfig(request_router_class=router, request_routing_stats_period_s=REPORT_PERIOD_S)
+def _engine_router(router: type[RequestRouter], settings: dict[str, Any]) -> RequestRouterConfig:
+    return RequestRouterConfig(
+        request_router_class=router,
+        request_router_kwargs=settings,
+        request_routing_stats_period_s=REPORT_PERIOD_S,
+    )

@@ -1,7 +1,8 @@
 """Least KV cache, for decode: by the tokens that the sequences hold, and never a full one while another has room.
 
-A sequence is counted with its prompt and an answer of middling length: what it takes soon matters as much as what it
-takes now, and a step's time grows with the sequences as well as with their caches.
+What a sequence takes soon matters as much as what it takes now, and a step's time grows with the sequences as well as
+with their caches: each is counted with its prompt and an answer of middling length, and what the cache holds beyond
+that, because answers are longer, by report.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from dataclasses import dataclass
 
 from ray.serve.request_router import PendingRequest
 
+from cluster.routing.costs import decode_cost
 from cluster.routing.counted import CountedRouter
 from cluster.routing.ranked import Reports
 from cluster.routing.reports import EngineReport, engine_report
+from cluster.routing.senders import SENDER
 from cluster.routing.turns import rank_by
 from llm_workers.messages import DecodeRequest
 
 NEARLY_FULL = 0.9
 """Part of a KV cache beyond which the engine may have to preempt sequences."""
-_ANSWER_TOKENS = 256
 
 
 class LeastKVRouter(CountedRouter):
@@ -26,17 +28,19 @@ class LeastKVRouter(CountedRouter):
 
     def cost(self, pending: PendingRequest) -> float:
         request = pending.args[0] if pending.args else None
-        if not isinstance(request, DecodeRequest):
-            return 0.0
-        answer = min(request.params.max_tokens or _ANSWER_TOKENS, _ANSWER_TOKENS)
-        return float(len(request.prompt.token_ids) + answer)
+        return decode_cost(request) if isinstance(request, DecodeRequest) else 0.0
 
     def rank(self, names: list[str], reports: Reports, pending: PendingRequest | None) -> list[str]:
         read = {name: engine_report(stats) for name, stats in reports.items()}
         self._ledger.keep(names)
-        self._ledger.report({name: report.kv_cache_use * report.kv_cache_tokens for name, report in read.items()})
+        self._ledger.report({name: report.cost_beside(SENDER) + _excess(report) for name, report in read.items()})
         loads = {name: KVLoad(self._ledger.load(name), read[name]) for name in names}
         return rank_by(names, lambda name: loads[name].rank, self._next_turn())
+
+
+def _excess(report: EngineReport) -> float:
+    """The tokens in a replica's cache beyond what its calls were counted with, both of the same moment."""
+    return max(0.0, report.kv_cache_use * report.kv_cache_tokens - sum(report.costs.values()))
 
 
 @dataclass(frozen=True, slots=True)

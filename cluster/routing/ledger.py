@@ -1,7 +1,7 @@
 """What replicas have under way, in the cost that a policy counts: exactly what is ours, by report what is others'.
 
 A router sees its own calls begin and end. Other ingress replicas have routers of their own, whose calls show in the
-replicas' reports, a second late: what a report says beyond what was ours when it came is theirs.
+replicas' reports, a second late.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 class _Load:
     ours: float = 0.0
     others: float = 0.0
-    reported: float = 0.0
 
 
 class Ledger:
@@ -37,13 +36,10 @@ class Ledger:
             name, cost = placed
             self._load(name).ours -= cost
 
-    def report(self, reported: Mapping[str, float]) -> None:
-        """What the replicas said last of all that they have, again and again; only what changed counts."""
-        for name, cost in reported.items():
-            load = self._load(name)
-            if cost != load.reported:
-                load.reported = cost
-                load.others = max(0.0, cost - load.ours)
+    def report(self, others: Mapping[str, float]) -> None:
+        """What the replicas said last of calls that are not ours."""
+        for name, cost in others.items():
+            self._load(name).others = cost
 
     def load(self, name: str) -> float:
         """What is under way at this replica."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 REPORT_PERIOD_S = 1.0
@@ -30,14 +30,18 @@ class EngineReport:
     """One replica of an engine.
 
     Attributes:
-        unanswered_tokens: of prompts that have not led to a first token.
+        costs: of the calls that it has, as its router counts them (`cluster.routing.costs`), by sender.
         kv_cache_tokens: that the KV cache holds when it is full; 0: not known.
         kv_cache_use: part of it that is taken, 0 to 1.
     """
 
-    unanswered_tokens: int = 0
+    costs: Mapping[str, float] = field(default_factory=dict)
     kv_cache_tokens: int = 0
     kv_cache_use: float = 0.0
+
+    def cost_beside(self, sender: str) -> float:
+        """Of the calls that others sent."""
+        return sum(cost for name, cost in self.costs.items() if name != sender)
 
 
 def to_stats(report: EncoderReport | EngineReport) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from transfer import (
     EncodeTicket,
     ItemFailure,
     MediaItem,
+    QueueFull,
     TriptychError,
     WorkerLost,
 )
@@ -303,6 +304,37 @@ async def test_without_a_wait_a_full_encoder_ends_the_request_at_once() -> None:
     with pytest.raises(Busy):
         await run.generate("x")
     assert encoder.num_tickets == 0
+
+
+async def test_a_full_prefill_is_waited_for_with_what_was_encoded_and_lets_nobody_new_in() -> None:
+    """Not for `busy_wait_s`: the encoder has worked for this request already."""
+    encoder, prefill = ScriptedEncoder(), ScriptedPrefill([QueueFull("full")] * 3)
+    run = Run(encoder, prefill, ScriptedDecode(), attempts=1, busy_wait_s=0)
+    answer = asyncio.ensure_future(run.generate("x"))
+    await asyncio.sleep(0.02)
+    assert run.pipeline.is_full
+    assert await answer == "ab"
+    assert not run.pipeline.is_full
+    assert prefill.transfers == [["transfer-1"]] * 4
+    assert encoder.num_tickets == 1
+
+
+async def test_a_full_decode_is_waited_for_with_the_cache_that_was_computed() -> None:
+    prefill, decode = ScriptedPrefill(), ScriptedDecode([QueueFull("full"), QueueFull("full")])
+    run = Run(ScriptedEncoder(), prefill, decode, attempts=1, busy_wait_s=0)
+    assert await run.generate() == "ab"
+    assert len(prefill.prompts) == 1
+    assert [request.kv_params for request in decode.requests] == [{"cache": 1}] * 3
+    assert not decode.released
+
+
+@pytest.mark.parametrize("has_prefill", [True, False])
+async def test_text_is_turned_away_when_the_first_stage_stays_full(has_prefill: bool) -> None:
+    full: Script = [QueueFull("full")] * 50
+    prefill = ScriptedPrefill(full) if has_prefill else None
+    decode = ScriptedDecode() if has_prefill else ScriptedDecode(full)
+    with pytest.raises(QueueFull):
+        await Run(ScriptedEncoder(), prefill, decode, busy_wait_s=0.1).generate()
 
 
 async def test_the_last_attempt_raises_and_gives_up_the_lease() -> None:

@@ -11,6 +11,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
 from cluster.replicas import LLMReplica
+from cluster.routing.senders import SenderAccount
 from llm_workers.messages import DecodeRequest, PrefillRequest, PrefillResult, Prompt
 from transfer import DeadlineExceeded, TriptychError, WorkerLost
 
@@ -55,12 +56,13 @@ async def test_only_a_lost_engine_ends_the_replica(
     left: list[None] = []
     monkeypatch.setattr("cluster.replicas.leave_process", lambda: left.append(None))
     replica = object.__new__(LLMReplica)
+    replica._placed = SenderAccount()
     replica._worker = FailingWorker(error)  # type: ignore[assignment]
     prompt, params = Prompt([1]), SamplingParams()
     with pytest.raises(type(error)):
-        await anext(replica.prefill(PrefillRequest("r", prompt, params, (), 1.0)))
+        await anext(replica.prefill(PrefillRequest("r", prompt, params, (), 1.0), "sender"))
     with pytest.raises(type(error)):
-        await anext(replica.decode(DecodeRequest("r", prompt, params, None, (), 1.0)))
+        await anext(replica.decode(DecodeRequest("r", prompt, params, None, (), 1.0), "sender"))
     with pytest.raises(type(error)):
         await replica.check_health()
     assert len(left) == times

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cluster.routing.kv import LeastKVRouter
+from cluster.routing.senders import SENDER
 from tests.unit.cluster.routing.routing_fleet import Fleet, decode_of
 
 _NAMES = ["a", "b"]
@@ -49,3 +50,21 @@ def test_an_answer_is_counted_no_longer_than_it_may_be() -> None:
     then = [fleet.send(decode_of(10, max_tokens=1), lambda name: 1e9) for _ in range(20)]
     assert Counter(taken) == {"a": 10, "b": 10}
     assert len(set(then)) == 1
+
+
+def test_answers_that_grew_beyond_what_they_were_counted_with_count() -> None:
+    """Each has one sequence of ours; that of a is thousands of tokens long by now."""
+    fleet = Fleet(LeastKVRouter, _NAMES)
+    for _ in _NAMES:
+        fleet.send(decode_of(100), lambda name: 1e9)
+    fleet.reports["a"] = {"costs": {SENDER: 356.0}, "kv_cache_tokens": 100_000, "kv_cache_use": 0.05}
+    fleet.reports["b"] = {"costs": {SENDER: 356.0}, "kv_cache_tokens": 100_000, "kv_cache_use": 0.002}
+    assert {fleet.send(decode_of(100), lambda name: 1e9) for _ in range(10)} == {"b"}
+
+
+def test_a_cache_that_is_counted_already_is_not_counted_twice() -> None:
+    fleet = Fleet(LeastKVRouter, _NAMES)
+    for name in _NAMES:
+        fleet.reports[name] = {"costs": {"other": 5000.0}, "kv_cache_tokens": 100_000, "kv_cache_use": 0.0}
+    fleet.reports["a"]["kv_cache_use"] = 0.04
+    assert Counter(fleet.send(decode_of(100), lambda name: 1e9) for _ in range(10)) == {"a": 5, "b": 5}

@@ -8,22 +8,13 @@ from hypothesis import strategies as st
 from cluster.routing.ledger import Ledger
 
 
-def test_a_report_of_our_own_calls_adds_nothing() -> None:
-    ledger = Ledger()
-    ledger.place("1", "a", 100)
-    ledger.report({"a": 100})
-    assert ledger.load("a") == 100
-    ledger.end("1")
-    assert ledger.load("a") == 0
-
-
 def test_what_others_sent_shows_until_a_report_without_it() -> None:
     ledger = Ledger()
     ledger.place("1", "a", 100)
-    ledger.report({"a": 400})
+    ledger.report({"a": 300})
     assert ledger.load("a") == 400
     ledger.end("1")
-    ledger.report({"a": 400})  # the same one, looked at again
+    ledger.report({"a": 300})  # the same one, looked at again
     assert ledger.load("a") == 300
     ledger.report({"a": 0})
     assert ledger.load("a") == 0

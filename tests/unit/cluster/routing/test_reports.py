@@ -6,7 +6,7 @@ from cluster.routing.reports import EncoderReport, EngineReport, encoder_report,
 
 
 def test_what_is_said_is_what_is_heard() -> None:
-    encoder, engine = EncoderReport(100.0, 7.0, 3), EngineReport(5, 4096, 0.25)
+    encoder, engine = EncoderReport(100.0, 7.0, 3), EngineReport({"a": 5.0}, 4096, 0.25)
     assert encoder_report(to_stats(encoder)) == encoder
     assert engine_report(to_stats(engine)) == engine
 
