@@ -19,10 +19,11 @@ REPLICA_ENVIRONMENT: Mapping[str, str] = {
 }
 
 CONTROL_ENVIRONMENT: Mapping[str, str] = {
-    # Ray looks ten times a second whether a resource has changed. On one machine, whose cores may be those that
-    # compute, once is enough. Serve's own look, ten times a second as well, stays: it carries the reports that routers
-    # rank by.
+    # Ray looks ten times a second whether a resource has changed, and Serve at all of its replicas. On one machine,
+    # whose cores may be those that compute, less is enough: what routers rank by, a lost replica apart, is a second old
+    # at any rate.
     "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
 }
 """For a Ray on one machine, before it starts."""
 

@@ -89,16 +89,18 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             Panel("Ended by outcome", "ops", rate("ray_triptych_stage_requests_total", "stage, outcome")),
             Panel(
-                "Mean batch",
-                "short",
-                (
+                "Mean queue and computation",
+                "s",
+                tuple(
                     (
-                        "{{stage}}",
-                        "sum by (stage) (rate(ray_triptych_stage_batch_size_sum[$window])) / "
-                        "sum by (stage) (rate(ray_triptych_stage_batch_size_count[$window]))",
-                    ),
+                        f"{{{{stage}}}} {kind}",
+                        f'sum by (stage) (rate(ray_triptych_stage_spent_seconds_total{{kind="{kind}"}}[$window])) / '
+                        "sum by (stage) (rate(ray_triptych_stage_compute_seconds_count[$window]))",
+                    )
+                    for kind in ("queue", "compute")
                 ),
             ),
+            Panel("Batch", "short", quantiles("ray_triptych_stage_batch_size", "stage", 0.5, 0.99)),
             Panel("Tokens", "short", rate("ray_triptych_stage_tokens_total", "stage, kind")),
             Panel("Bytes", "Bps", rate("ray_triptych_stage_bytes_total", "stage, kind")),
         ),

@@ -31,13 +31,16 @@ class Metric:
 
     @property
     def exported_name(self) -> str:
-        """The name on Ray's endpoint; of a histogram the name before `_bucket`, `_sum` and `_count`."""
+        """The name on Ray's endpoint; of a histogram the name before `_bucket` and `_count`."""
         return EXPORT_PREFIX + self.name
 
     def series_names(self) -> tuple[str, ...]:
-        """The names by which queries find this metric."""
+        """The names by which queries find this metric.
+
+        Without a histogram's `_sum`, which Ray's exporter makes of the middles of the buckets.
+        """
         if self.kind == "histogram":
-            return tuple(f"{self.exported_name}_{part}" for part in ("bucket", "sum", "count"))
+            return tuple(f"{self.exported_name}_{part}" for part in ("bucket", "count"))
         return (self.exported_name,)
 
 
@@ -103,6 +106,12 @@ COMPUTE_TIME = Metric(
     "Time in computation: of an item in the encoder its decoding and its pass, of an engine from scheduling on.",
     (),
     _LATENCY_S,
+)
+SPENT = Metric(
+    "triptych_stage_spent_seconds_total",
+    "counter",
+    "The sums of triptych_stage_queue_seconds ('queue') and triptych_stage_compute_seconds ('compute').",
+    ("kind",),
 )
 BATCH_SIZE = Metric(
     "triptych_stage_batch_size",

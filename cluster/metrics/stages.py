@@ -30,8 +30,7 @@ class EncoderObserver:
         pass_s = times.finished - times.pass_begun
         for item in times.items:
             waited_s = (item.begun - item.submitted) + (times.pass_begun - item.prepared)
-            self._instruments.observe(registry.QUEUE_TIME, waited_s)
-            self._instruments.observe(registry.COMPUTE_TIME, item.prepared - item.begun + pass_s)
+            _count_spent(self._instruments, waited_s, item.prepared - item.begun + pass_s)
             self._tracing.record("encoder.decode", item.traceparent, item.begun, item.prepared)
             self._tracing.record(
                 "encoder.pass",
@@ -55,8 +54,7 @@ class EngineObserver:
         if request.scheduled:
             queued = request.queued or request.taken
             last = request.last_token or request.ended
-            self._instruments.observe(registry.QUEUE_TIME, max(0.0, request.scheduled - queued))
-            self._instruments.observe(registry.COMPUTE_TIME, max(0.0, last - request.scheduled))
+            _count_spent(self._instruments, max(0.0, request.scheduled - queued), max(0.0, last - request.scheduled))
             self._tracing.record(f"{self._role}.queue", request.traceparent, queued, request.scheduled)
             self._tracing.record(
                 f"{self._role}.compute",
@@ -72,6 +70,14 @@ class EngineObserver:
     def step_ended(self, num_running: int) -> None:
         """The batch of one step."""
         self._instruments.observe(registry.BATCH_SIZE, num_running)
+
+
+def _count_spent(instruments: Instruments, queue_s: float, compute_s: float) -> None:
+    """What one item or request waited and computed."""
+    instruments.observe(registry.QUEUE_TIME, queue_s)
+    instruments.observe(registry.COMPUTE_TIME, compute_s)
+    instruments.count(registry.SPENT, queue_s, {"kind": "queue"})
+    instruments.count(registry.SPENT, compute_s, {"kind": "compute"})
 
 
 def encoder_readings(stats: EncoderStats) -> list[Reading]:

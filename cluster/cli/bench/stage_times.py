@@ -13,6 +13,7 @@ from configs.environment import read_environment
 
 _TIMEOUT_S = 10.0
 _STAGES = ("encoder", "prefill", "decode")
+_KINDS = ("queue", "compute")
 _QUIET_INTERVALS = 1.25
 _POLLS_PER_INTERVAL = 4
 _SETTLE_S = 60.0
@@ -34,10 +35,10 @@ class StageTimes:
             return {}
         times = {}
         for stage in _STAGES:
-            queue_s = _mean(registry.QUEUE_TIME, stage, self._before, after)
-            compute_s = _mean(registry.COMPUTE_TIME, stage, self._before, after)
-            if queue_s is not None and compute_s is not None:
-                times[stage] = StageTime(queue_s, compute_s)
+            number = _computed(after, stage) - _computed(self._before, stage)
+            if number > 0:
+                queue_s, compute_s = (_spent(after, stage, kind) - _spent(self._before, stage, kind) for kind in _KINDS)
+                times[stage] = StageTime(queue_s / number, compute_s / number)
         return times
 
     def _settled(self) -> Samples | None:
@@ -63,15 +64,16 @@ class StageTimes:
 
 def _work(samples: Samples) -> list[float]:
     """How much each stage has computed since its start."""
-    return [samples.total(f"{registry.COMPUTE_TIME.exported_name}_count", {"stage": stage}) for stage in _STAGES]
+    return [_computed(samples, stage) for stage in _STAGES]
 
 
-def _mean(metric: registry.Metric, stage: str, before: Samples, after: Samples) -> float | None:
-    def grown(part: str) -> float:
-        name = f"{metric.exported_name}_{part}"
-        return after.total(name, {"stage": stage}) - before.total(name, {"stage": stage})
+def _computed(samples: Samples, stage: str) -> float:
+    """Items or requests."""
+    return samples.total(f"{registry.COMPUTE_TIME.exported_name}_count", {"stage": stage})
 
-    return grown("sum") / grown("count") if grown("count") > 0 else None
+
+def _spent(samples: Samples, stage: str, kind: str) -> float:
+    return samples.total(registry.SPENT.exported_name, {"stage": stage, "kind": kind})
 
 
 def _export(base_url: str) -> MetricsExport:
