@@ -49,33 +49,47 @@ def _attend_in_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: f
 
     Scores are rounded to bfloat16, as a plain product is. They are small, because the mean of the keys is taken off
     every key, which adds one number to all scores of a row and so leaves their softmax as it is. Bounded scores need
-    no maximum taken off before the exponential, so tiles of one row are simply added up. A column of ones beside the
-    values makes the second product give the sums of the exponentials, too.
+    no maximum taken off before the exponential, so tiles of one row are simply added up.
     """
     num_heads, length, head_dim = q.shape[1:]
-    centred = torch.empty(k.shape, dtype=k.dtype)
-    torch.sub(k, k.mean(2, keepdim=True), out=centred).mul_(scale * math.log2(math.e))
+    factor = scale * math.log2(math.e)
+    centred = torch.add(k.mean(2, keepdim=True).mul_(-factor), k, alpha=factor)
     if not _longest_row(q) * _longest_row(centred) <= _LARGEST_SCORE:
         return None
-    q, k = q.flatten(0, 1), centred.flatten(0, 1)
-    width = -(-(head_dim + 1) // _MULTIPLE) * _MULTIPLE
-    v = torch.cat((v, v.new_ones(1).expand(*v.shape[:-1], width - head_dim)), dim=-1).flatten(0, 1)
+    q, k, v = q.flatten(0, 1), centred.contiguous().flatten(0, 1), _with_ones(v).flatten(0, 1)
     size = _even(length)
-    scores, part = q.new_empty(size * size), q.new_empty(size, width)
-    total = torch.empty(size, width)
+    scores, part = q.new_empty(size * size), q.new_empty(size, v.shape[2])
     out = torch.empty(q.shape, dtype=q.dtype)
+
+    def weigh(q_RD: torch.Tensor, k_CD: torch.Tensor, v_CW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sums of the values by their weights, and of the weights; both are good until the next call."""
+        tile = scores[: len(q_RD) * len(v_CW)].view(len(q_RD), len(v_CW))
+        torch.exp2(torch.mm(q_RD, k_CD.t(), out=tile), out=tile)
+        values = torch.mm(tile, v_CW, out=part[: len(q_RD)])
+        if v_CW.shape[1] > head_dim:
+            return values[:, :head_dim], values[:, head_dim, None]
+        return values, tile.sum(1, keepdim=True)
+
     for q_LD, k_LD, v_LW, out_LD in zip(q, k, v, out, strict=True):
-        tiles = [(k_CD.t(), v_CW) for k_CD, v_CW in zip(k_LD.split(size), v_LW.split(size), strict=True)]
+        columns = list(zip(k_LD.split(size), v_LW.split(size), strict=True))
         for q_RD, out_RD in zip(q_LD.split(size), out_LD.split(size), strict=True):
-            here = slice(len(q_RD))
-            total[here].zero_()
-            for k_DC, v_CW in tiles:
-                tile = scores[: len(q_RD) * len(v_CW)].view(len(q_RD), len(v_CW))
-                torch.mm(q_RD, k_DC, out=tile)
-                torch.exp2(tile, out=tile)
-                total[here] += torch.mm(tile, v_CW, out=part[here])
-            out_RD.copy_(total[here, :head_dim].div_(total[here, head_dim, None]))
+            values, sums = weigh(q_RD, *columns[0])
+            for k_CD, v_CW in columns[1:]:
+                values, sums = values.float(), sums.float()
+                more_values, more_sums = weigh(q_RD, k_CD, v_CW)
+                values += more_values
+                sums += more_sums
+            torch.div(values, sums, out=out_RD)
     return out.view(-1, num_heads, length, head_dim)
+
+
+def _with_ones(v: torch.Tensor) -> torch.Tensor:
+    """Values beside ones where a product of their width has room: it then gives the sums of its rows as well."""
+    head_dim = v.shape[-1]
+    width = -(-head_dim // _MULTIPLE) * _MULTIPLE
+    if width == head_dim:
+        return v.contiguous()
+    return torch.cat((v, v.new_ones(1).expand(*v.shape[:-1], width - head_dim)), dim=-1)
 
 
 def _longest_row(x: torch.Tensor) -> float:
