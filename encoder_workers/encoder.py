@@ -22,7 +22,7 @@ from npu_kernels import (
     check_ops,
     free_bytes,
     is_out_of_memory,
-    keep_few_kernels,
+    prepare_process,
     release_cached,
     resolve_device,
     resolve_dtype,
@@ -206,7 +206,7 @@ def load_encoder(
         raise ValueError(f"ranks must be at least 1, got {ranks}")
     started = time.monotonic()
     torch_device, torch_dtype = resolve_device(device), resolve_dtype(dtype)
-    keep_few_kernels(torch_device)
+    prepare_process(torch_device)
     chosen_ops = select_ops(ops, torch_device)
     checkpoint = Checkpoint(model)
     processor: Processor

@@ -1,6 +1,6 @@
 """The hot operations of an encoder, one right answer each: interface, reference, vendor backends, registry, device."""
 
-from npu_kernels.device import keep_few_kernels, resolve_device, resolve_dtype, synchronize
+from npu_kernels.device import prepare_process, resolve_device, resolve_dtype, synchronize
 from npu_kernels.interface import OP_NAMES, Ops
 from npu_kernels.linear import Linear
 from npu_kernels.memory import free_bytes, is_out_of_memory, release_cached
@@ -20,7 +20,7 @@ __all__ = [
     "check_ops",
     "free_bytes",
     "is_out_of_memory",
-    "keep_few_kernels",
+    "prepare_process",
     "release_cached",
     "resolve_device",
     "resolve_dtype",

@@ -18,30 +18,50 @@ from npu_kernels.linear import linear, linear_gelu
 from npu_kernels.segments import Segments
 
 _FEWEST_ROWS = 256
-"""Below, tiles are too small to pay; windows of a tower are."""
+"""Below, tiles are too small to pay."""
+_WINDOW_ROWS = 128
+"""Up to here, as the windows of a tower are, many segments at once pay."""
+_WINDOW_SCORES = 1 << 18
+"""Of the segments that are computed at once."""
 _TILE = 1024
 """Rows and columns of a tile of scores, half more at most: it is written and read twice in the outer cache."""
 _MULTIPLE = 16
 _LARGEST_SCORE = 64.0
 """In powers of two: exponentials of larger ones, and their sums, could leave what a float32 holds."""
 
-_BLOCK_VALUES = 1 << 16
+_BLOCK_VALUES = 1 << 19
 """Of a block of rows, for each thread: float32 copies stay in the cache, and threads meet as seldom as that allows."""
 
 
 def attention(
     q_THD: torch.Tensor, k_THD: torch.Tensor, v_THD: torch.Tensor, segments: Segments, *, scale: float
 ) -> torch.Tensor:
-    """Tiles of matrix products for long segments in bfloat16; PyTorch's fused attention for all others."""
+    """In bfloat16 matrix products, in tiles of long segments or of many short ones; PyTorch's fused attention else."""
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if q.dtype == torch.bfloat16 and q.shape[2] >= _FEWEST_ROWS:
             attended = _attend_in_tiles(q, k, v, scale)
             if attended is not None:
                 return attended
+        if q.dtype == torch.bfloat16 and q.shape[2] <= _WINDOW_ROWS:
+            return _attend_in_windows(q, k, v, scale)
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
     return torch_ops.attention_by_length(q_THD, k_THD, v_THD, segments, attend)
+
+
+def _attend_in_windows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """softmax(scale * q k^T) v for [N, H, L, D], some of the N at a time; scores are rounded to bfloat16."""
+    num_heads, length, head_dim = q.shape[1:]
+    out = torch.empty_like(q)
+    num_at_once = max(1, _WINDOW_SCORES // (num_heads * length**2))
+    for first in range(0, len(q), num_at_once):
+        here = slice(first, first + num_at_once)
+        q_BLD, k_BLD, v_BLD = (x[here].reshape(-1, length, head_dim) for x in (q, k, v))
+        scores = q.new_empty(len(q_BLD), length, length)
+        torch.baddbmm(scores, q_BLD, k_BLD.transpose(1, 2), beta=0, alpha=scale, out=scores)
+        out[here] = torch.bmm(torch.softmax(scores, -1), v_BLD).view(-1, *q.shape[1:])
+    return out
 
 
 def _attend_in_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor | None:
@@ -103,9 +123,13 @@ def _even(length: int) -> int:
 
 
 def rotary(x_THD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor:
+    """Each half times the cosines, and the other half times the sines, those of the first half negative."""
+    half = x_THD.shape[-1] // 2
     out = torch.empty(x_THD.shape, dtype=x_THD.dtype)
     for rows in _blocks(x_THD):
-        out[rows] = torch_ops.rotary(x_THD[rows], cos_TD[rows], sin_TD[rows])
+        x, cos, sin = x_THD[rows].float(), cos_TD[rows, None, :half], sin_TD[rows, None, :half]
+        swapped = torch.cat((x[..., half:], x[..., :half]), dim=-1)
+        out[rows] = (x * torch.cat((cos, cos), dim=-1)).addcmul_(swapped, torch.cat((-sin, sin), dim=-1))
     return out
 
 
@@ -125,7 +149,7 @@ def patch_merge(
 def rms_norm(x_TE: torch.Tensor, weight_E: torch.Tensor, eps: float) -> torch.Tensor:
     out = torch.empty(x_TE.shape, dtype=x_TE.dtype)
     for rows in _blocks(x_TE):
-        out[rows] = torch_ops.rms_norm(x_TE[rows], weight_E, eps)
+        _rms_norm_into(out[rows], x_TE[rows], weight_E, eps)
     return out
 
 
@@ -134,14 +158,23 @@ def add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     normed, total = torch.empty(x_TE.shape, dtype=x_TE.dtype), torch.empty(x_TE.shape, dtype=x_TE.dtype)
     for rows in _blocks(x_TE):
-        normed[rows], total[rows] = torch_ops.add_rms_norm(x_TE[rows], residual_TE[rows], weight_E, eps)
+        torch.add(x_TE[rows], residual_TE[rows], out=total[rows])
+        _rms_norm_into(normed[rows], total[rows], weight_E, eps)
     return normed, total
 
 
+def _rms_norm_into(out: torch.Tensor, x_TE: torch.Tensor, weight_E: torch.Tensor, eps: float) -> None:
+    x = x_TE.float()
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    torch.mul(x, norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_(), out=out)
+    out.mul_(weight_E)
+
+
 def swiglu(x: torch.Tensor) -> torch.Tensor:
-    out = torch.empty(*x.shape[:-1], x.shape[-1] // 2, dtype=x.dtype)
+    gate, up = x.chunk(2, dim=-1)
+    out = torch.empty(gate.shape, dtype=x.dtype)
     for rows in _blocks(x):
-        out[rows] = torch_ops.swiglu(x[rows])
+        torch.mul(F.silu(gate[rows]), up[rows], out=out[rows])
     return out
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
-from configs.environment import set_environment_defaults
+from configs.environment import KEPT_HEAP_BYTES, MAPPED_FROM_BYTES, set_environment_defaults
 from npu_kernels.registry import load_backend
 
 DTYPES: dict[str, torch.dtype] = {
@@ -16,6 +18,8 @@ DTYPES: dict[str, torch.dtype] = {
 
 _CPU_KERNELS_KEPT = 64
 """Several times what one pass of a tower has shapes."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of mallopt(3)."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -42,13 +46,20 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def keep_few_kernels(device: torch.device) -> None:
-    """Have oneDNN keep fewer of the kernels that it makes for each shape; before the first of them is made.
+def prepare_process(device: torch.device) -> None:
+    """Have this process keep the memory of activations, and fewer of the kernels that oneDNN makes for each shape.
 
-    Items of many sizes hardly repeat a shape, and the thousand kernels kept by default take hundreds of MiB.
+    For a CPU, and before anything is computed there. Memory that glibc gives back comes again as pages that have to be
+    cleared, which is a twentieth of a tower's time. Items of many sizes hardly repeat a shape, and the thousand kernels
+    kept by default take hundreds of MiB.
     """
-    if device.type == "cpu":
-        set_environment_defaults({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_CPU_KERNELS_KEPT)})
+    if device.type != "cpu":
+        return
+    set_environment_defaults({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_CPU_KERNELS_KEPT)})
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_HEAP_BYTES)
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:

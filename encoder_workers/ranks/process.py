@@ -34,7 +34,7 @@ from npu_kernels import (
     check_ops,
     free_bytes,
     is_out_of_memory,
-    keep_few_kernels,
+    prepare_process,
     resolve_device,
     resolve_dtype,
     select_ops,
@@ -105,7 +105,7 @@ def _load(launch: LaunchRank) -> tuple[SplitTower, Rates]:
     if device.type == "cpu":
         give_way(NICENESS["encoder"])
     dtype = resolve_dtype(launch.dtype)
-    keep_few_kernels(device)
+    prepare_process(device)
     ops = select_ops(launch.ops if isinstance(launch.ops, str) else dict(launch.ops), device)
     if device.type == "cpu":
         set_environment({"GLOO_SOCKET_IFNAME": "lo"})  # All ranks are on this machine; nothing else may connect.

@@ -20,24 +20,35 @@ def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
 @pytest.mark.parametrize("num_rows", [1, 203, 411])
-def test_blocks_of_rows_give_the_references_values_to_the_bit(dtype: torch.dtype, num_rows: int) -> None:
+def test_blocks_of_rows_give_the_references_values(
+    dtype: torch.dtype, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, or to its last one where the same sums are made in another order."""
+    monkeypatch.setattr(cpu_ops, "_BLOCK_VALUES", 1 << 16)
     heads, cos, sin = draw(num_rows, 8, 80, dtype=dtype), draw(num_rows, 80), draw(num_rows, 80)
     x, residual, weight = draw(num_rows, 1280, dtype=dtype), draw(num_rows, 1280, dtype=dtype), draw(1280, dtype=dtype)
     assert num_rows == 1 or x.numel() > 3 * cpu_ops._BLOCK_VALUES
     normed = cpu_ops.add_rms_norm(x, residual, weight, 1e-6)
-    pairs = [
-        (cpu_ops.rotary(heads, cos, sin), torch_ops.rotary(heads, cos, sin)),
-        (cpu_ops.rms_norm(x, weight, 1e-6), torch_ops.rms_norm(x, weight, 1e-6)),
-        *zip(normed, torch_ops.add_rms_norm(x, residual, weight, 1e-6), strict=True),
+    expected = torch_ops.add_rms_norm(x, residual, weight, 1e-6)
+    equal = [
+        (normed[1], expected[1]),
         (cpu_ops.swiglu(x), torch_ops.swiglu(x)),
         (cpu_ops.quick_gelu(x), torch_ops.quick_gelu(x)),
     ]
-    for got, expected in pairs:
-        assert got.dtype == dtype
-        assert torch.equal(got, expected)
+    nearly = [
+        (cpu_ops.rotary(heads, cos, sin), torch_ops.rotary(heads, cos, sin)),
+        (cpu_ops.rms_norm(x, weight, 1e-6), torch_ops.rms_norm(x, weight, 1e-6)),
+        (normed[0], expected[0]),
+    ]
+    assert all(got.dtype == dtype for got, _ in equal + nearly)
+    assert all(torch.equal(got, wanted) for got, wanted in equal)
+    for got, wanted in nearly:
+        torch.testing.assert_close(
+            got, wanted, rtol=2 * torch.finfo(dtype).eps, atol=8 * torch.finfo(torch.float32).eps
+        )
 
 
-@pytest.mark.parametrize("lengths", [(256,), (1025,), (2100, 300), (40, 700, 40, 700, 1)])
+@pytest.mark.parametrize("lengths", [(256,), (1025,), (2100, 300), (40, 700, 40, 700, 1), (64,) * 70, (128, 16, 200)])
 @pytest.mark.parametrize("head_dim", [64, 72, 80])
 def test_tiles_attend_as_the_reference_does(lengths: tuple[int, ...], head_dim: int) -> None:
     q, k, v = draw(sum(lengths), 6, head_dim, dtype=BFLOAT16).split(2, dim=1)
