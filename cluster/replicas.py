@@ -28,7 +28,7 @@ from cluster.replica_process import ReplicaProcess, address_or_node, leave_proce
 from cluster.request_logs import log_as
 from cluster.routing.costs import decode_cost, prefill_cost
 from cluster.routing.reports import EngineReport, to_stats
-from cluster.routing.senders import SenderAccount
+from cluster.routing.senders import SenderAccount, UncountedTokens
 from configs import TriptychConfig, embedding_fingerprint
 from llm_workers.engine_config import EngineRole
 from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
@@ -47,7 +47,8 @@ class LLMReplica:
         self._placed = SenderAccount()
         self._signals = EngineSignals(EngineObserver(self._process.instruments, self._process.tracing, role))
         stat_loggers = [stage_stat_logger(role)] if config.observability.engine_metrics else []
-        self._worker = worker = LLMWorker(config, role, address_or_node(host), self._signals, stat_loggers)
+        self._uncounted = UncountedTokens(self._placed, self._signals)
+        self._worker = worker = LLMWorker(config, role, address_or_node(host), self._uncounted, stat_loggers)
         self._process.follow(lambda: engine_readings(worker.stats()))
 
     async def prefill(self, request: PrefillRequest, sender: str) -> AsyncGenerator[PrefillResult, None]:
@@ -75,12 +76,14 @@ class LLMReplica:
     async def record_routing_stats(self) -> dict[str, Any]:
         """What the routers of `cluster.routing` go by; Ray asks every `REPORT_PERIOD_S`."""
         stats = self._worker.stats()
+        # The engine reports after steps: after one that was its last for a while the cache empties unseen.
+        use = stats.kv_cache_use if stats.num_running else 0.0
         return to_stats(
             EngineReport(
                 costs=self._placed.costs(),
                 kv_cache_tokens=stats.kv_cache_tokens,
-                # The engine reports after steps: after one that was its last for a while the cache empties unseen.
-                kv_cache_use=round(stats.kv_cache_use, 3) if stats.num_running else 0.0,
+                kv_cache_use=round(use, 3),
+                uncounted_tokens=round(self._uncounted.of(use * stats.kv_cache_tokens)),
             )
         )
 

@@ -29,12 +29,10 @@ class LeastWorkRouter(RankedRouter):
     def initialize_state(self, **_: Any) -> None:
         super().initialize_state()
         self._backlogs = EncoderBacklogs()
-        self._turn = 0
 
     def rank(self, names: list[str], reports: Reports, pending: PendingRequest | None) -> list[str]:
         self._backlogs.report({name: encoder_report(stats) for name, stats in reports.items()})
-        self._turn += 1
-        return rank_by(names, self._backlogs.work, self._turn)
+        return rank_by(names, self._backlogs.work, self._turn_of(pending))
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         super().on_request_routed(pending_request, replica_id, result)

@@ -17,7 +17,6 @@ class CountedRouter(RankedRouter):
     def initialize_state(self, **_: Any) -> None:
         super().initialize_state()
         self._ledger = Ledger()
-        self._turn = 0
 
     @abstractmethod
     def cost(self, pending: PendingRequest) -> float:
@@ -30,7 +29,3 @@ class CountedRouter(RankedRouter):
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         self._ledger.end(internal_request_id)
-
-    def _next_turn(self) -> int:
-        self._turn += 1
-        return self._turn

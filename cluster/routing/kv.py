@@ -33,14 +33,11 @@ class LeastKVRouter(CountedRouter):
     def rank(self, names: list[str], reports: Reports, pending: PendingRequest | None) -> list[str]:
         read = {name: engine_report(stats) for name, stats in reports.items()}
         self._ledger.keep(names)
-        self._ledger.report({name: report.cost_beside(SENDER) + _excess(report) for name, report in read.items()})
+        self._ledger.report(
+            {name: report.cost_beside(SENDER) + report.uncounted_tokens for name, report in read.items()}
+        )
         loads = {name: KVLoad(self._ledger.load(name), read[name]) for name in names}
-        return rank_by(names, lambda name: loads[name].rank, self._next_turn())
-
-
-def _excess(report: EngineReport) -> float:
-    """The tokens in a replica's cache beyond what its calls were counted with, both of the same moment."""
-    return max(0.0, report.kv_cache_use * report.kv_cache_tokens - sum(report.costs.values()))
+        return rank_by(names, lambda name: loads[name].rank, self._turn_of(pending))
 
 
 @dataclass(frozen=True, slots=True)

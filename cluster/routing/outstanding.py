@@ -21,4 +21,4 @@ class LeastOutstandingRouter(CountedRouter):
 
     def rank(self, names: list[str], reports: Reports, pending: PendingRequest | None) -> list[str]:
         self._ledger.keep(names)
-        return rank_by(names, self._ledger.load, self._next_turn())
+        return rank_by(names, self._ledger.load, self._turn_of(pending))

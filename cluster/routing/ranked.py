@@ -9,6 +9,7 @@ from typing import Any
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from cluster.routing.pauses import FailurePauses
+from cluster.routing.turns import Turns
 
 Reports = Mapping[str, Mapping[str, Any]]
 """By the replica's name: what it told last (`cluster.routing.reports`), empty before the first time."""
@@ -24,6 +25,7 @@ class RankedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
     def initialize_state(self, **_: Any) -> None:
         """Called by Serve once, before the first choice."""
         self._pauses = FailurePauses()
+        self._turns = Turns()
 
     @abstractmethod
     def rank(self, names: list[str], reports: Reports, pending: PendingRequest | None) -> list[str]:
@@ -43,6 +45,11 @@ class RankedRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         self._pauses.took(replica_id.unique_id)
+        self._turns.end(pending_request.metadata.internal_request_id)
+
+    def _turn_of(self, pending: PendingRequest | None) -> int:
+        """By which replicas of equal cost take turns."""
+        return 0 if pending is None else self._turns.of(pending.metadata.internal_request_id)
 
     def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_unavailable(replica_id)

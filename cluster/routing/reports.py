@@ -33,11 +33,13 @@ class EngineReport:
         costs: of the calls that it has, as its router counts them (`cluster.routing.costs`), by sender.
         kv_cache_tokens: that the KV cache holds when it is full; 0: not known.
         kv_cache_use: part of it that is taken, 0 to 1.
+        uncounted_tokens: in it beyond what `costs` counts, because answers are longer.
     """
 
     costs: Mapping[str, float] = field(default_factory=dict)
     kv_cache_tokens: int = 0
     kv_cache_use: float = 0.0
+    uncounted_tokens: float = 0.0
 
     def cost_beside(self, sender: str) -> float:
         """Of the calls that others sent."""

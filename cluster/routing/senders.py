@@ -10,6 +10,8 @@ import contextlib
 import secrets
 from collections.abc import Iterator, Mapping
 
+from llm_workers.observer import EndedRequest, EngineObserver
+
 SENDER = secrets.token_hex(8)
 """The routers of this process, in every call that they place."""
 
@@ -20,6 +22,7 @@ class SenderAccount:
     def __init__(self) -> None:
         self._calls: dict[int, tuple[str, float]] = {}
         self._number = 0
+        self.total = 0.0
 
     @contextlib.contextmanager
     def running(self, sender: str, cost: float) -> Iterator[None]:
@@ -27,10 +30,12 @@ class SenderAccount:
         self._number += 1
         number = self._number
         self._calls[number] = sender, cost
+        self.total += cost
         try:
             yield
         finally:
             del self._calls[number]
+            self.total -= cost
 
     def costs(self) -> Mapping[str, float]:
         """By sender, what its calls cost together."""
@@ -38,3 +43,30 @@ class SenderAccount:
         for sender, cost in self._calls.values():
             costs[sender] = costs.get(sender, 0.0) + cost
         return costs
+
+
+class UncountedTokens:
+    """An `EngineObserver` that finds, after each step, the tokens in the KV cache beyond what calls were counted with.
+
+    An engine tells the use of its cache after its steps only: calls that have ended since then are in it still, and
+    would look like a cache that nobody accounts for.
+    """
+
+    def __init__(self, account: SenderAccount, then: EngineObserver) -> None:
+        """Args: `then` is told as well."""
+        self._account = account
+        self._then = then
+        self._counted = 0.0
+
+    def request_ended(self, request: EndedRequest) -> None:
+        """Only told on."""
+        self._then.request_ended(request)
+
+    def step_ended(self, num_running: int) -> None:
+        """Take note of what is counted now."""
+        self._counted = self._account.total
+        self._then.step_ended(num_running)
+
+    def of(self, cached_tokens: float) -> float:
+        """Of so many tokens in the cache after the last step."""
+        return max(0.0, cached_tokens - self._counted)

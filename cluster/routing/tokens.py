@@ -46,7 +46,7 @@ class LeastTokensRouter(CountedRouter):
             load = self._ledger.load(name)
             return load >= self._max_queued_tokens, load - self._prefixes.num_held_tokens(name, blocks)
 
-        return rank_by(names, rank_of, self._next_turn())
+        return rank_by(names, rank_of, self._turn_of(pending))
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         super().on_request_routed(pending_request, replica_id, result)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from tests.e2e.servers import Server
 _NUM_PICTURES = 40
 _NUM_REQUESTS = 200
 _NUM_TOKENS = 8
-_MAX_GROWTH_MIB = 96  # of some 9 GiB; Python's garbage alone comes and goes by 30 MiB in an ingress
+_NUM_DISTINCT = 180
+_MAX_GROWTH_MIB = 48  # of some 9 GiB; Python's garbage alone comes and goes by 30 MiB in an ingress
 
 
 def _messages(number: int) -> list[Any]:
@@ -85,19 +88,25 @@ def test_200_requests_at_once(service: Server, reference: OpenAI) -> None:
 
 @pytest.mark.timeout(900)
 def test_memory_is_flat_under_more_loads(service: Server) -> None:
-    """What loads of 200 need is there after the first; with more of them no process goes on growing."""
-    asyncio.run(_ask_all(service))
-    before = memory_below(service.process.pid)
-    for _ in range(2):
+    """A leak takes its part of every load of 200; a heap that finds no hole for a new mixture of lengths, once."""
+    sizes = []
+    for _ in range(4):
         asyncio.run(_ask_all(service))
-    wait_until_nothing_is_held(service)
-    after = memory_below(service.process.pid)
-    grown = {name: (size - before[name]) >> 20 for name, size in after.items() if name in before}
-    assert sum(grown.values()) < _MAX_GROWTH_MIB, {name: mib for name, mib in grown.items() if mib}
+        wait_until_nothing_is_held(service)
+        sizes.append(memory_below(service.process.pid))
+    grown = [
+        {name: (size - before[name]) >> 20 for name, size in after.items() if name in before}
+        for before, after in pairwise(sizes)
+    ]
+    assert median(sum(processes.values()) for processes in grown) < _MAX_GROWTH_MIB, grown
 
 
 def test_every_replica_gets_a_share(service: Server) -> None:
-    """Two replicas of each stage: each one does at least a fifth of a load of distinct pictures."""
+    """Two replicas of each stage: each one does at least a fifth of a load of distinct pictures.
+
+    Of a long one: where a stage hardly has two calls at a time, as decode here, one that takes long at one replica
+    sends all others to the replica that is free, and rightly.
+    """
 
     def counts(stage: str, field: str) -> dict[int, int]:
         return {replica["process_id"]: replica[field] for replica in stage_status(service, stage)}
@@ -105,12 +114,12 @@ def test_every_replica_gets_a_share(service: Server) -> None:
     fields = {"encoder": "num_encoded", "prefill": "num_finished", "decode": "num_finished"}
     before = {stage: counts(stage, field) for stage, field in fields.items()}
 
-    asyncio.run(_ask_in_turns(service, range(10_000, 10_060), num_tokens=4, at_a_time=16))
+    asyncio.run(_ask_in_turns(service, range(10_000, 10_000 + _NUM_DISTINCT), num_tokens=4, at_a_time=16))
     for stage, field in fields.items():
         done = {pid: number - before[stage].get(pid, 0) for pid, number in counts(stage, field).items()}
         assert len(done) == 2, (stage, done)
-        assert sum(done.values()) >= 60, (stage, done)
-        assert min(done.values()) >= 12, (stage, done)
+        assert sum(done.values()) >= _NUM_DISTINCT, (stage, done)
+        assert min(done.values()) >= _NUM_DISTINCT / 5, (stage, done)
 
 
 def test_repeated_pictures_are_encoded_once_and_on_one_replica(service: Server) -> None:

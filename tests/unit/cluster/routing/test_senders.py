@@ -6,7 +6,8 @@ import contextlib
 
 import pytest
 
-from cluster.routing.senders import SenderAccount
+from cluster.routing.senders import SenderAccount, UncountedTokens
+from llm_workers.observer import NoObserver
 
 
 def test_costs_are_kept_apart_by_sender_and_go_with_their_calls() -> None:
@@ -24,3 +25,15 @@ def test_a_call_that_fails_leaves_nothing() -> None:
     with pytest.raises(ValueError, match="x"), account.running("a", 10.0):
         raise ValueError("x")
     assert account.costs() == {}
+
+
+def test_a_cache_is_compared_with_what_was_counted_at_its_step() -> None:
+    """Not with what is left when somebody asks, a moment after the calls in it ended."""
+    account = SenderAccount()
+    uncounted = UncountedTokens(account, NoObserver())
+    with account.running("a", 400.0):
+        uncounted.step_ended(1)
+        assert uncounted.of(350.0) == 0.0
+        assert uncounted.of(3000.0) == 2600.0
+    assert account.total == 0.0
+    assert uncounted.of(350.0) == 0.0
