@@ -20,8 +20,8 @@ REPLICA_ENVIRONMENT: Mapping[str, str] = {
 
 CONTROL_ENVIRONMENT: Mapping[str, str] = {
     # Ray looks ten times a second whether a resource has changed, and Serve at all of its replicas. On one machine,
-    # whose cores may be those that compute, less is enough: what routers rank by, a lost replica apart, is a second old
-    # at any rate.
+    # whose cores may be those that compute, less is enough: Serve asks replicas for what routers rank by once a second,
+    # and for their health every five.
     "RAY_raylet_report_resources_period_milliseconds": "1000",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
 }

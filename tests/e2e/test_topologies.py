@@ -76,21 +76,19 @@ def test_more_prompts_than_prefill_queues_are_answered_rightly_or_told_when_to_c
     """Within the bound they wait, beyond it they are told so before anything is computed for them."""
     prompts = [f"{number}: " + " ".join(str(number * step) for step in range(400)) for number in range(300)]
     answers = asyncio.run(_complete_at_once(text_service, prompts))
-    right = [prompt for prompt, answer in zip(prompts, answers, strict=True) if answer.is_success]
+    answered = {prompt: answer.json() for prompt, answer in zip(prompts, answers, strict=True) if answer.is_success}
     for answer in answers:
         if not answer.is_success:
             assert answer.status_code == httpx.codes.SERVICE_UNAVAILABLE, answer.text
             assert "queue_full" in answer.json()["error"]["message"]
             assert int(answer.headers["Retry-After"]) >= 1
-    assert 5 <= len(right) < len(prompts)
-    texts = {prompt: answer for prompt, answer in zip(prompts, answers, strict=True) if answer.is_success}
-    for prompt in right[:5]:
+    assert 5 <= len(answered) < len(prompts)
+    for prompt in list(answered)[:5]:
         expected = reference.completions.create(model=MODEL_NAME, prompt=prompt, max_tokens=4, temperature=0)
-        assert texts[prompt].json()["choices"][0]["text"] == expected.choices[0].text
+        assert answered[prompt]["choices"][0]["text"] == expected.choices[0].text
+    num_answered_tokens = sum(answer["usage"]["prompt_tokens"] for answer in answered.values())
     for replica in stage_status(text_service, "prefill"):
-        assert replica["num_prompt_tokens"] < 1.5 * sum(
-            answer.json()["usage"]["prompt_tokens"] for answer in texts.values()
-        )
+        assert replica["num_prompt_tokens"] < 1.5 * num_answered_tokens
     again = asyncio.run(_complete_at_once(text_service, prompts[:2]))
     assert [answer.status_code for answer in again] == [httpx.codes.OK] * 2
 
