@@ -20,6 +20,7 @@ from transfer import (
     EmbeddingRef,
     EmbeddingServer,
     HeldBlock,
+    HostEmbedding,
     ServerSettings,
     TriptychError,
     new_transfer_id,
@@ -82,14 +83,14 @@ def produce(pipe: Connection, seed: int) -> None:
         tensor = source[: chance.choice(_SIZES)] * chance.uniform(0.5, 2.0)
         crc = zlib.crc32(tensor_to_buffer(tensor))
         placed = server.place(tensor) if chance.random() < 0.7 else None
-        tensor = tensor if placed is None else placed
+        given = HostEmbedding.of(tensor) if placed is None else placed
         refs = [_announce(server, tensor) for _ in range(chance.choice([1, 1, 2]))]
         for ref in refs:
             pipe.send(Item(ref, crc))
         time.sleep(chance.choice([0.0, 0.002, 0.02]))
         for ref in refs:
-            server.publish(ref.transfer_id, tensor_to_buffer(tensor), tuple(tensor.shape), "float32")
-        del tensor, placed
+            server.publish(ref.transfer_id, given.memory, given.shape, given.dtype)
+        del tensor, placed, given
 
 
 def _announce(server: EmbeddingServer, tensor: torch.Tensor) -> EmbeddingRef:

@@ -26,12 +26,13 @@ from encoder_workers.encoder import Encoder
 from encoder_workers.media import Media, Prepared
 from encoder_workers.pass_time import PassTime
 from npu_kernels import is_out_of_memory
+from transfer import HostEmbedding
 from transfer.errors import EncodeFailed, OutOfMemory, TriptychError
 
 logger = logging.getLogger(__name__)
 
-Outcome = torch.Tensor | TriptychError
-"""An embedding [num_tokens, width] on the host, or why there is none."""
+Outcome = HostEmbedding | TriptychError
+"""An embedding, or why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,6 @@ class _Waiting:
     times: ItemTimes
 
 
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to("cpu").contiguous()
-
-
 class Batcher:
     """Runs an encoder for many callers. `submit` from any thread; `close` lets nothing new in and ends the threads."""
 
@@ -110,7 +107,7 @@ class Batcher:
         target_pass_s: float,
         max_wait_s: float,
         num_prepare_threads: int,
-        to_host: Callable[[torch.Tensor], torch.Tensor] = _to_host,
+        to_host: Callable[[torch.Tensor], HostEmbedding] = HostEmbedding.of,
         on_pass: Callable[[BatchTimes], None] = ignore_pass,
         num_tower_threads: int | None = None,
     ) -> None:
@@ -223,10 +220,10 @@ class Batcher:
         if not batch:
             return
         pass_begun = time.monotonic()
-        tensors: list[torch.Tensor] | None = None
+        finished: list[HostEmbedding] | None = None
         try:
             embeddings = self._encoder.forward([waiting.prepared for waiting in batch])
-            tensors = [self._to_host(embedding.tensor) for embedding in embeddings]
+            finished = [self._to_host(embedding.tensor) for embedding in embeddings]
         except OutOfMemory as error:
             logger.warning("%s", error)
             if len(batch) == 1:
@@ -243,7 +240,7 @@ class Batcher:
             else:
                 self._fail(batch[0].job, EncodeFailed(f"the encoder failed on this item: {type(error).__name__}"))
             return
-        if tensors is None:
+        if finished is None:
             # Out of the handler, which keeps the tensors of the failed pass alive.
             middle = len(batch) // 2
             self._encode(batch[:middle])
@@ -251,8 +248,8 @@ class Batcher:
             return
         times = BatchTimes(
             num_patches=sum(waiting.job.cost for waiting in batch),
-            num_tokens=sum(tensor.shape[0] for tensor in tensors),
-            num_bytes=sum(tensor.nbytes for tensor in tensors),
+            num_tokens=sum(embedding.shape[0] for embedding in finished),
+            num_bytes=sum(embedding.nbytes for embedding in finished),
             begun=min(waiting.times.begun for waiting in batch),
             pass_begun=pass_begun,
             finished=time.monotonic(),
@@ -264,5 +261,5 @@ class Batcher:
         self.num_bytes += times.num_bytes
         self.last_pass = times
         self._on_pass(times)
-        for waiting, tensor in zip(batch, tensors, strict=True):
-            waiting.job.done(tensor)
+        for waiting, embedding in zip(batch, finished, strict=True):
+            waiting.job.done(embedding)

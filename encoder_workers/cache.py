@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-import torch
+from transfer import HostEmbedding
 
 
 class EmbeddingCache:
@@ -16,7 +16,7 @@ class EmbeddingCache:
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
-        self._entries: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._entries: OrderedDict[str, HostEmbedding] = OrderedDict()
         self._held_bytes = 0
         self._lock = threading.Lock()
         self.num_hits = 0
@@ -27,26 +27,26 @@ class EmbeddingCache:
         """Bytes of all entries."""
         return self._held_bytes
 
-    def get(self, key: str) -> torch.Tensor | None:
+    def get(self, key: str) -> HostEmbedding | None:
         """The embedding of this content, if it is here; counts as a use."""
         with self._lock:
-            tensor = self._entries.get(key)
-            if tensor is None:
+            embedding = self._entries.get(key)
+            if embedding is None:
                 self.num_misses += 1
             else:
                 self.num_hits += 1
                 self._entries.move_to_end(key)
-            return tensor
+            return embedding
 
-    def put(self, key: str, tensor: torch.Tensor) -> None:
-        """Keep `tensor`, which nobody may write to any more; one larger than the budget is not kept."""
-        if tensor.nbytes > self._budget_bytes:
+    def put(self, key: str, embedding: HostEmbedding) -> None:
+        """Keep an embedding; one larger than the budget is not kept."""
+        if embedding.nbytes > self._budget_bytes:
             return
         with self._lock:
             if key in self._entries:
                 return
-            self._entries[key] = tensor
-            self._held_bytes += tensor.nbytes
+            self._entries[key] = embedding
+            self._held_bytes += embedding.nbytes
             while self._held_bytes > self._budget_bytes:
                 self._evict()
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
+from transfer import HostEmbedding
 
 
 @dataclass(slots=True)
@@ -37,8 +37,8 @@ class Encodings:
             return sum(encoding.work for encoding in self._by_key.values())
 
     def begin(
-        self, key: str, transfer_id: str, work: float, cached: Callable[[str], torch.Tensor | None]
-    ) -> Encoding | torch.Tensor | None:
+        self, key: str, transfer_id: str, work: float, cached: Callable[[str], HostEmbedding | None]
+    ) -> Encoding | HostEmbedding | None:
         """What a transfer of this content needs: an encoding to begin, what is cached, or None where it joined one."""
         with self._lock:
             encoding = self._by_key.get(key)

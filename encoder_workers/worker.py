@@ -33,12 +33,12 @@ from transfer import (
     EncodeReply,
     EncodeRequest,
     EncodeTicket,
+    HostEmbedding,
     ItemFailure,
     MediaItem,
     TriptychError,
     item_key,
     new_transfer_id,
-    tensor_to_buffer,
 )
 
 logger = logging.getLogger(__name__)
@@ -233,7 +233,7 @@ class EncoderWorker:
     def _start(self, key: str, media: Media, metadata: ItemMetadata, transfer_id: str, traceparent: str | None) -> None:
         """Publish at once what is cached, join an encoding of the same content, or begin one."""
         begun = self._encodings.begin(key, transfer_id, self._encoder.work(metadata), self._cache.get)
-        if isinstance(begun, torch.Tensor):
+        if isinstance(begun, HostEmbedding):
             self._finish({transfer_id}, begun)
         elif begun is not None:
             self._batcher.submit(
@@ -248,15 +248,15 @@ class EncoderWorker:
             )
 
     def _done(self, encoding: Encoding, outcome: Outcome) -> None:
-        if isinstance(outcome, torch.Tensor):
+        if isinstance(outcome, HostEmbedding):
             self._cache.put(encoding.key, outcome)
         self._finish(self._encodings.end(encoding), outcome)
 
-    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _to_host(self, tensor: torch.Tensor) -> HostEmbedding:
         """Written once, to where every transfer of it and the cache share it; cached items make room if need be."""
         while (placed := self._server.place(tensor)) is None:
             if tensor.nbytes >= self._arena_bytes or not self._cache.evict():
-                return tensor.to("cpu").contiguous()
+                return HostEmbedding.of(tensor)
         return placed
 
     def _finish(self, transfers: set[str], outcome: Outcome) -> None:
@@ -264,9 +264,7 @@ class EncoderWorker:
             if isinstance(outcome, TriptychError):
                 self._server.fail(transfer_id, outcome)
             else:
-                shape = (outcome.shape[0], outcome.shape[1])
-                dtype = str(outcome.dtype).removeprefix("torch.")
-                self._server.publish(transfer_id, tensor_to_buffer(outcome), shape, dtype)
+                self._server.publish(transfer_id, outcome.memory, outcome.shape, outcome.dtype)
 
 
 def _item_failure(index: int, error: BaseException) -> ItemFailure:

@@ -48,7 +48,7 @@ from transfer.messages import (
 )
 from transfer.nearby import ArrivedFuture
 from transfer.server import EmbeddingServer, ServerSettings, ServerStats
-from transfer.tensors import dtype_name, tensor_to_buffer, torch_dtype
+from transfer.tensors import HostEmbedding, dtype_name, tensor_to_buffer, torch_dtype
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -76,6 +76,7 @@ __all__ = [
     "FetchReply",
     "FetchRequest",
     "HeldBlock",
+    "HostEmbedding",
     "Incompatible",
     "ItemFailure",
     "LimitExceeded",

@@ -16,7 +16,14 @@ from transfer.dtypes import DTYPE_BYTES
 from transfer.errors import Closed, TriptychError
 from transfer.leases import LeaseTable
 from transfer.server_thread import ServerState, ServerThread
-from transfer.tensors import buffer_to_tensor, dtype_name
+from transfer.tensors import (
+    SMALL_COPY_BYTES,
+    HostEmbedding,
+    buffer_to_tensor,
+    copy_bytes,
+    dtype_name,
+    tensor_to_buffer,
+)
 
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -135,16 +142,20 @@ class EmbeddingServer:
             lease = leases.announce(transfer_id, item_key, num_tokens, width, dtype, duration_s, wait_s, holder)
             self._thread.wake_by(lease.deadline)
 
-    def place(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """A copy of an embedding where `publish` need not copy it: for each of its transfers, and for a cache.
+    def place(self, tensor: torch.Tensor) -> HostEmbedding | None:
+        """A copy of [num_tokens, width] where `publish` need not copy it: for each of its transfers, and for a cache.
 
         `tensor` may be on any device. None when no channel has room, at the moment or at all.
         """
         for channel in self._channels.values():
             memory = channel.allocate(tensor.nbytes)
             if memory is not None:
-                placed = buffer_to_tensor(memory, tuple(tensor.shape), dtype_name(tensor.dtype))
-                return placed.copy_(tensor)
+                shape, dtype = (tensor.shape[0], tensor.shape[1]), dtype_name(tensor.dtype)
+                if memory.nbytes < SMALL_COPY_BYTES:
+                    copy_bytes(tensor_to_buffer(tensor), memory)
+                else:
+                    buffer_to_tensor(memory, shape, dtype).copy_(tensor)
+                return HostEmbedding(memory, shape, dtype)
         return None
 
     def publish(

@@ -2,12 +2,16 @@
 
 import contextlib
 import mmap
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from transfer.dtypes import DTYPE_BYTES
 
 _HUGE_FROM_BYTES = 8 * 2**20
+SMALL_COPY_BYTES = 2**18
+"""A copy of fewer bytes takes less time than what numpy and torch do before they copy."""
 _TORCH_DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -35,11 +39,41 @@ def tensor_to_buffer(tensor: torch.Tensor) -> memoryview:
 
     The memoryview keeps the storage alive. Writing to the tensor afterwards changes what is sent.
     """
-    dtype_name(tensor.dtype)
-    flat = tensor.detach()
-    if not (flat.is_cpu and flat.is_contiguous()):
-        flat = flat.to("cpu").contiguous()
-    return flat.view(-1).view(torch.uint8).numpy().data
+    name = dtype_name(tensor.dtype)
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if not (tensor.is_cpu and tensor.is_contiguous()):
+        tensor = tensor.to("cpu").contiguous()
+    if name == "bfloat16":  # numpy has no such type
+        tensor = tensor.view(torch.int16)
+    return tensor.numpy().reshape(-1).view(np.uint8).data
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostEmbedding:
+    """Rows of an embedding in host memory: `shape` is [num_tokens, width], `memory` their bytes, not written again."""
+
+    memory: memoryview
+    shape: tuple[int, int]
+    dtype: str
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "HostEmbedding":
+        """That of a tensor [num_tokens, width]; copied when it is not a contiguous CPU tensor."""
+        return cls(tensor_to_buffer(tensor), (tensor.shape[0], tensor.shape[1]), dtype_name(tensor.dtype))
+
+    @property
+    def nbytes(self) -> int:
+        """Length of its memory."""
+        return self.memory.nbytes
+
+
+def copy_bytes(source: memoryview, target: memoryview) -> None:
+    """Copy all bytes of one flat buffer to another of that length."""
+    if target.nbytes < SMALL_COPY_BYTES:
+        target[:] = source
+    else:
+        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
 def empty_buffer(num_bytes: int) -> memoryview:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 WAIT_S = 60.0
+_PAGE_BYTES = 4096
 NUM_IN_FLIGHT = 4
 """Most items that are expected at a time."""
 
@@ -33,7 +34,7 @@ class Producer:
 
 
 class Consumer:
-    """`expect` an item, then `collect` its tensor.
+    """`expect` an item, then `collect` its bytes.
 
     `parks` when both can come before the item is published, `streams` when several can be expected, which are collected
     in that order, each into memory of its own.
@@ -50,8 +51,8 @@ class Consumer:
     def expect(self, item: Any) -> None:
         """Begin."""
 
-    def collect(self) -> torch.Tensor:
-        """The tensor, in memory of this process."""
+    def collect(self) -> memoryview:
+        """The bytes, in memory of this process."""
         raise NotImplementedError
 
     def done(self, item: Any) -> None:
@@ -59,3 +60,8 @@ class Consumer:
 
     def close(self) -> None:
         """Free everything."""
+
+
+def touch(memory: memoryview) -> None:
+    """Have every page of mapped memory, as having its bytes does."""
+    memory[::_PAGE_BYTES].tobytes()

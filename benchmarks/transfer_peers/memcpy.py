@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.transfer_peers.base import Consumer, Producer
+from transfer import tensor_to_buffer
 
 
 class MemcpyProducer(Producer):
@@ -30,6 +31,6 @@ class MemcpyConsumer(Consumer):
         self._source = address.clone()
         self._target = torch.zeros_like(self._source)
 
-    def collect(self) -> torch.Tensor:
+    def collect(self) -> memoryview:
         np.copyto(self._target.numpy(), self._source.numpy())
-        return self._target
+        return tensor_to_buffer(self._target)

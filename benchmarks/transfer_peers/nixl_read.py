@@ -11,6 +11,7 @@ import torch
 from nixl._api import nixl_agent, nixl_agent_config
 
 from benchmarks.transfer_peers.base import WAIT_S, Consumer, Producer
+from transfer import tensor_to_buffer
 
 
 class NixlProducer(Producer):
@@ -35,6 +36,7 @@ class NixlConsumer(Consumer):
         super().__init__(address, num_bytes)
         metadata, remote = address
         self._tensor = torch.zeros(num_bytes // 4)
+        self._memory = tensor_to_buffer(self._tensor)
         # It polls itself; a progress thread that spins beside that takes a core from every peer.
         self._agent = nixl_agent("consumer", nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
         self._registration = self._agent.register_memory([self._tensor])
@@ -42,7 +44,7 @@ class NixlConsumer(Consumer):
         self._remote = self._agent.deserialize_descs(remote)
         self._local = self._agent.get_xfer_descs([self._tensor])
 
-    def collect(self) -> torch.Tensor:
+    def collect(self) -> memoryview:
         handle = self._agent.initialize_xfer("READ", self._local, self._remote, self._producer)
         state = self._agent.transfer(handle)
         end = time.monotonic() + WAIT_S
@@ -51,7 +53,7 @@ class NixlConsumer(Consumer):
             assert time.monotonic() < end, "NIXL does not end"
             state = self._agent.check_xfer_state(handle)
         self._agent.release_xfer_handle(handle)
-        return self._tensor
+        return self._memory
 
     def close(self) -> None:
         self._agent.deregister_memory(self._registration)

@@ -43,19 +43,18 @@ class SocketConsumer(Consumer):
         super().__init__(address, num_bytes)
         self._socket = socket.create_connection(address)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._tensors = deque(torch.zeros(num_bytes // 4) for _ in range(NUM_IN_FLIGHT))
+        self._memories = deque(tensor_to_buffer(torch.zeros(num_bytes // 4)) for _ in range(NUM_IN_FLIGHT))
 
     def expect(self, item: Any) -> None:
         self._socket.send(b"x")
 
-    def collect(self) -> torch.Tensor:
-        tensor = self._tensors[0]
-        self._tensors.rotate(-1)
-        view = tensor_to_buffer(tensor)
+    def collect(self) -> memoryview:
+        memory = self._memories[0]
+        self._memories.rotate(-1)
         received = 0
         while received < self.num_bytes:
-            received += self._socket.recv_into(view[received:])
-        return tensor
+            received += self._socket.recv_into(memory[received:])
+        return memory
 
     def close(self) -> None:
         self._socket.close()

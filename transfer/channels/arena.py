@@ -124,11 +124,16 @@ class Arena:
         os.close(self._descriptor)
 
     def _give_back(self, start: int, end: int, memory: "weakref.ref[object]") -> None:
-        # Runs wherever the last reference is dropped, so it takes no lock. The header goes before the block can be
-        # reused.
+        # Runs wherever the last reference is dropped, also within `_take`, so it does not wait for the lock. The header
+        # goes before the block can be reused.
         self._memory[start : start + HEADER_BYTES] = bytes(HEADER_BYTES)
         self._blocks.pop(start + HEADER_BYTES, None)
         self._freed.append((start, end))
+        if self._lock.acquire(blocking=False):
+            try:
+                self._collect()  # here rather than by an encoder that has finished an embedding
+            finally:
+                self._lock.release()
 
     def _take(self, size: int) -> int | None:
         with self._lock:

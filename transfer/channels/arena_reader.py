@@ -5,6 +5,7 @@ lock on the block's bytes, taken before the header is looked at; the owner clear
 afterwards, so that one of the two sees the other.
 """
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -13,17 +14,14 @@ import threading
 import weakref
 from collections import Counter, OrderedDict, deque
 
-import numpy as np
-
 from transfer.channels.arena import HEADER_BYTES, LOCK, PREFIX, block_header
 from transfer.channels.board import BOARD_BYTES, Listing, find_listing
 from transfer.errors import EmbeddingExpired, EncoderLost, ProtocolError
 from transfer.owned_files import SHARED_MEMORY
+from transfer.tensors import copy_bytes
 
 _REGION = re.compile(re.escape(PREFIX) + r"\d{1,10}-[0-9a-f]{16}")
 _MAX_MAPPED = 64
-_NUMPY_FROM_BYTES = 2**18
-"""From here on a copy lets other threads run, which costs more than a smaller one takes."""
 
 
 class _Mapped:
@@ -57,13 +55,8 @@ class _Mapped:
             if self._holds[block] == 1:
                 self._set_lock(fcntl.F_RDLCK, block)
 
-    def let_go(self, offset: int, num_bytes: int) -> None:
-        """Undo one `hold`."""
-        self.dropped.append((offset, num_bytes))
-        self.drop_queued()
-
     def drop_queued(self) -> None:
-        """Unlock what was dropped without being closed."""
+        """Undo each `hold` that is in `dropped`."""
         with self._lock:
             self._drop_queued()
 
@@ -85,29 +78,36 @@ class HeldBlock:
     """A block of an arena that its owner cannot reuse until this is closed or dropped, whatever becomes of its lease.
 
     Attributes:
-        path: opens the arena's file in this process and its children, also when the owner has died or removed it.
         offset: first byte of the payload in that file.
         memory: the payload, read-only.
     """
 
     def __init__(self, mapped: _Mapped, offset: int, num_bytes: int, block_id: str) -> None:
         """Raises EmbeddingExpired when the block is not in use under this id any more."""
-        self.path = f"/proc/{os.getpid()}/fd/{mapped.descriptor}"
         self.offset = offset
+        self._mapped = mapped
+        self._holds: list[tuple[int, int]] = []  # the one that is left to undo; a list, since only one can pop it
         mapped.hold(offset, num_bytes)
-        self._mapped, self._num_bytes = mapped, num_bytes
-        # For one that is dropped: runs anywhere, so it takes no lock, and the next hold or close does the rest.
-        self._forget = weakref.finalize(self, mapped.dropped.append, (offset, num_bytes))
-        self._forget.atexit = False
+        self._holds.append((offset, num_bytes))
         if not mapped.names(offset, block_header(block_id)):
             self.close()
             raise EmbeddingExpired("the lease ended before the embedding was read")
         self.memory = mapped.view[offset : offset + num_bytes]
 
+    @property
+    def path(self) -> str:
+        """Opens the arena's file in this process and its children, also when the owner has died or removed it."""
+        return f"/proc/{os.getpid()}/fd/{self._mapped.descriptor}"
+
     def close(self) -> None:
         """Let go; idempotent. `memory` must not be read any more."""
-        if self._forget.detach() is not None:
-            self._mapped.let_go(self.offset, self._num_bytes)
+        with contextlib.suppress(IndexError):
+            self._mapped.dropped.append(self._holds.pop())
+            self._mapped.drop_queued()
+
+    def __del__(self) -> None:
+        # Runs anywhere, so it takes no lock, and the next hold or close does the rest.
+        self._mapped.dropped.extend(self._holds)
 
 
 class ArenaReader:
@@ -128,10 +128,7 @@ class ArenaReader:
         mapped.check(offset, target.nbytes, block_id)
         header = block_header(block_id)
         in_use_before = mapped.names(offset, header)
-        if target.nbytes < _NUMPY_FROM_BYTES:
-            target[:] = mapped.view[offset : offset + target.nbytes]
-        else:
-            np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(mapped.memory, np.uint8, target.nbytes, offset))
+        copy_bytes(mapped.view[offset : offset + target.nbytes], target)
         if not (in_use_before and mapped.names(offset, header)):
             raise EmbeddingExpired("the lease ended while the embedding was read")
 

@@ -4,14 +4,13 @@ import mmap
 from collections.abc import Iterator
 from typing import ClassVar
 
-import numpy as np
-
 from transfer.channels.arena import Arena
 from transfer.channels.arena_reader import ArenaReader, HeldBlock
 from transfer.channels.base import InPlace, Payload, ReceiveChannel, Reception, SendChannel
 from transfer.channels.board import Listing
 from transfer.keys import host_id
 from transfer.messages import Chunk, FetchReply, FetchRequest, Segment
+from transfer.tensors import copy_bytes
 
 
 class ShmSendChannel(SendChannel):
@@ -44,7 +43,7 @@ class ShmSendChannel(SendChannel):
             block = self._arena.allocate(payload.num_bytes)
             if block is None:
                 return payload
-            np.copyto(np.frombuffer(block.memory, np.uint8), np.frombuffer(payload.buffer, np.uint8))
+            copy_bytes(payload.buffer, block.memory)
             buffer, found = block.memory, (block.offset, block.block_id)
         offset, block_id = found
         return Payload(

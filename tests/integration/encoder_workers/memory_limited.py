@@ -20,6 +20,8 @@ from PIL import Image
 
 from encoder_workers import Embedding, Media, load_encoder
 from encoder_workers.batcher import Batcher, EncodeJob, Outcome
+from transfer import HostEmbedding
+from transfer.tensors import buffer_to_tensor
 
 WAIT_S = 120.0
 
@@ -74,8 +76,9 @@ def main() -> None:
         for data, outcome in zip(files, outcomes, strict=True):
             (expected,) = encoder.encode([Media("image", data)])
             assert isinstance(expected, Embedding)
-            if isinstance(outcome, torch.Tensor):
-                words.append("right" if torch.allclose(outcome, expected.tensor, rtol=1e-4, atol=1e-5) else "wrong")
+            if isinstance(outcome, HostEmbedding):
+                rows = buffer_to_tensor(outcome.memory, outcome.shape, outcome.dtype)
+                words.append("right" if torch.allclose(rows, expected.tensor, rtol=1e-4, atol=1e-5) else "wrong")
             else:
                 words.append(outcome.code)
         report.append({"outcomes": words, "passes": sizes})

@@ -16,7 +16,8 @@ from encoder_workers.interface import Tower
 from encoder_workers.media import Limits, Media, Prepared
 from encoder_workers.registry import find_family, load_family
 from npu_kernels import AttentionShape, select_ops
-from transfer import BadMedia, EncodeFailed
+from transfer import BadMedia, EncodeFailed, TriptychError
+from transfer.tensors import buffer_to_tensor
 
 WAIT_S = 60.0
 CPU = torch.device("cpu")
@@ -84,8 +85,11 @@ class Bench:
         (tensor,) = self.tower._tower.forward([prepared])
         return tensor
 
-    def outcome(self, name: str) -> Any:
-        return self.outcomes[name][0]
+    def outcome(self, name: str) -> torch.Tensor | TriptychError:
+        found = self.outcomes[name][0]
+        if isinstance(found, TriptychError):
+            return found
+        return buffer_to_tensor(found.memory, found.shape, found.dtype)
 
 
 @pytest.fixture

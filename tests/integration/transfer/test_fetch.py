@@ -313,3 +313,14 @@ def test_a_fetcher_that_goes_away_leaves_nothing_parked(bench: Any, eventually: 
     bench.publish(server, ref, TENSOR)
     assert torch.equal(bench.client().fetch(ref, WAIT_S).result(WAIT_S), TENSOR)
     assert time.monotonic() - started < WAIT_S
+
+
+@pytest.mark.parametrize("num_tokens", [4, 400])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_placed_is_what_arrives(bench: Any, make_ref: Any, num_tokens: int, dtype: torch.dtype) -> None:
+    server, client = bench.server(channels=["shm"], arena_bytes=8 * 2**20), bench.client(channels=["shm"])
+    for tensor in (torch.randn(num_tokens, 1024).to(dtype), torch.randn(num_tokens, 2048).to(dtype)[:, ::2]):
+        ref = bench.announce(server, tensor)
+        placed = server.place(tensor)
+        assert server.publish(ref.transfer_id, placed.memory, placed.shape, placed.dtype)
+        assert torch.equal(client.fetch(ref, WAIT_S).result(WAIT_S), tensor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from encoder_workers.encodings import Encoding, Encodings
+from transfer import HostEmbedding
 
 
 def _nothing(key: str) -> None:
@@ -29,8 +30,8 @@ def test_later_transfers_join_and_end_together() -> None:
 
 def test_what_is_cached_is_not_begun() -> None:
     encodings = Encodings()
-    tensor = torch.zeros(1, 1)
-    assert encodings.begin("cat", "1", 100.0, lambda key: tensor if key == "cat" else None) is tensor
+    embedding = HostEmbedding.of(torch.zeros(1, 1))
+    assert encodings.begin("cat", "1", 100.0, lambda key: embedding if key == "cat" else None) is embedding
     assert (len(encodings), encodings.total_work) == (0, 0.0)
 
 

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from transfer.dtypes import DTYPE_BYTES
-from transfer.tensors import buffer_to_tensor, dtype_name, empty_buffer, tensor_to_buffer, torch_dtype
+from transfer.tensors import (
+    HostEmbedding,
+    buffer_to_tensor,
+    dtype_name,
+    empty_buffer,
+    tensor_to_buffer,
+    torch_dtype,
+)
 
 
 @pytest.mark.parametrize("name", DTYPE_BYTES)
@@ -50,3 +57,10 @@ def test_memory_of_any_size_is_writable_and_outlives_its_buffer() -> None:
         del buffer
         tensor[0] += 0.0
         assert tensor[-1].item() == 7.0
+
+
+def test_an_embedding_on_the_host_is_that_of_its_tensor() -> None:
+    tensor = torch.arange(12, dtype=torch.bfloat16).view(4, 3)[::2]
+    embedding = HostEmbedding.of(tensor)
+    assert (embedding.shape, embedding.dtype, embedding.nbytes) == ((2, 3), "bfloat16", 12)
+    assert torch.equal(buffer_to_tensor(embedding.memory, embedding.shape, embedding.dtype), tensor)
