@@ -64,6 +64,16 @@ class Inbox:
         self._wakeup.ring()
         return True
 
+    def note_fetch(self) -> bool:
+        """Count a fetch that was begun without being put; False when closed."""
+        with self._lock:
+            self._num_open += not self._closed
+            return not self._closed
+
+    def wake(self) -> None:
+        """Make `fileno` readable."""
+        self._wakeup.ring()
+
     def note_progress(self, fetch_id: int) -> None:
         """Put a `Progress`; nothing when closed."""
         self.put(Progress(fetch_id))

@@ -1,6 +1,5 @@
 """The I/O thread of an embedding client: all links, all pending fetches, every wait with a deadline."""
 
-import heapq
 import logging
 import threading
 import time
@@ -27,6 +26,7 @@ from transfer.link import Link
 from transfer.link_table import LinkTable
 from transfer.messages import Chunk, FetchReply
 from transfer.nearby import Arrived, ArrivedFuture, Nearby
+from transfer.pending import PendingFetches
 from transfer.rate_limit import LimitedLog
 from transfer.reception import Fetch
 
@@ -35,7 +35,7 @@ _IDLE_POLL_S = 1.0
 
 
 class ClientThread:
-    """Everything but `submit`, `num_pending` and `stop` runs in the thread."""
+    """All but `submit`, `num_pending` and `stop` runs in the thread, and holds the lock whenever it does not wait."""
 
     def __init__(
         self,
@@ -53,9 +53,9 @@ class ClientThread:
         self._bell = None if nearby is None else Doorbell()
         self._links = links
         links.place = self._place
-        self._fetches: dict[int, Fetch] = {}
-        self._deadlines: list[tuple[float, int]] = []
-        self._next_fetch_id = 1
+        self._fetches = PendingFetches()
+        self._header = (memoryview(b""), Chunk(0, 0))  # of the data frame that was placed last
+        self._lock = threading.Lock()
         self._log = LimitedLog(_logger)
         self._thread = threading.Thread(target=self._run, name="embedding-client", daemon=True)
 
@@ -65,7 +65,7 @@ class ClientThread:
 
     def submit(self, command: FetchCommand | SendCommand) -> bool:
         """Have it done; False when stopped."""
-        return self._inbox.put(command)
+        return (isinstance(command, FetchCommand) and self._begin_here(command)) or self._inbox.put(command)
 
     @property
     def num_pending(self) -> int:
@@ -90,27 +90,34 @@ class ClientThread:
         try:
             while not self._inbox.closed:
                 ready = self._links.poll(self._longest_wait_s())
-                if self._bell is not None and self._bell.fileno() in ready:
-                    self._bell.clear()
-                    self._look_nearby()
-                self._inbox.clear_wakeup()
+                with self._lock:
+                    self._look_around(ready)
+            with self._lock:
                 self._take_commands()
-                for link in self._links:
-                    if link.is_ready(ready):
-                        self._receive(link, link.max_batch)
-                    self._look_after(link, ready)
-                self._expire()
-            self._take_commands()
         except Exception:
             # The process edge: without this thread no fetch would ever end, so all of them end now.
             _logger.exception("embedding client thread failed")
         finally:
             self._inbox.close()
-            self._shut_down()
+            with self._lock:
+                self._shut_down()
+
+    def _look_around(self, ready: Collection[object]) -> None:
+        if self._bell is not None and self._bell.fileno() in ready:
+            self._bell.clear()
+            self._look_nearby()
+        self._inbox.clear_wakeup()
+        self._take_commands()
+        for link in self._links:
+            if link.is_ready(ready):
+                self._receive(link, link.max_batch)
+            self._look_after(link, ready)
+        for fetch in self._fetches.overdue():
+            self._finish(fetch, DeadlineExceeded("the embedding did not arrive in time"))
 
     def _shut_down(self) -> None:
-        for fetch_id in list(self._fetches):
-            self._finish(fetch_id, Closed("the embedding client was closed"))
+        for fetch in self._fetches:
+            self._finish(fetch, Closed("the embedding client was closed"))
         while (command := self._inbox.take()) is not None:
             if isinstance(command, FetchCommand):
                 self._resolve(command.future, Closed("the embedding client was closed"))
@@ -119,7 +126,8 @@ class ClientThread:
         self._links.close()
 
     def _longest_wait_s(self) -> float:
-        return min(_IDLE_POLL_S, self._deadlines[0][0] - time.monotonic()) if self._deadlines else _IDLE_POLL_S
+        next_deadline_s = self._fetches.next_deadline_s()
+        return _IDLE_POLL_S if next_deadline_s is None else min(_IDLE_POLL_S, next_deadline_s)
 
     def _take_commands(self) -> None:
         while (command := self._inbox.take()) is not None:
@@ -130,17 +138,26 @@ class ClientThread:
             else:
                 self._progress(command.fetch_id)
 
-    def _begin(self, command: FetchCommand) -> None:
+    def _begin_here(self, command: FetchCommand) -> bool:
+        """Ask from the thread of the caller, which need not wait for this one to wake; False where that cannot be."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            lane = self._links.lane_of(command.ref.expected_bytes)
+            if not self._links.may_send(command.ref.endpoints, lane) or not self._inbox.note_fetch():
+                return False
+            self._begin(command, lane)
+        finally:
+            self._lock.release()
+        self._inbox.wake()  # for the deadline of this fetch
+        return True
+
+    def _begin(self, command: FetchCommand, lane: int | None = None) -> None:
         timeout_s = command.deadline - time.monotonic()
         if timeout_s <= 0:
             self._resolve(command.future, DeadlineExceeded("no time left to fetch"))
             return
-        fetch_id, self._next_fetch_id = self._next_fetch_id, self._next_fetch_id + 1
-        fetch = Fetch(fetch_id, command.ref, command.deadline, command.future, command.allocate, command.in_place)
-        fetch.without = command.without
-        fetch.lane = self._links.lane_of(command.ref.expected_bytes)
-        self._fetches[fetch_id] = fetch
-        heapq.heappush(self._deadlines, (command.deadline, fetch_id))
+        fetch = self._fetches.add(command, self._links.lane_of(command.ref.expected_bytes) if lane is None else lane)
         channels = tuple(name for name in self._channels if name not in command.without)
         bell = "" if self._bell is None else self._bell.name
         frame = encode(fetch.request(self._fingerprint, channels, timeout_s, bell))
@@ -148,9 +165,9 @@ class ClientThread:
             try:
                 link = self._links.open(endpoint, fetch.lane)
                 link.send(frame)
-                link.fetch_ids.add(fetch_id)
+                link.fetch_ids.add(fetch.fetch_id)
             except (zmq.ZMQError, OSError) as error:
-                self._finish(fetch_id, EncoderLost(f"encoder at {endpoint}: {error}"))
+                self._finish(fetch, EncoderLost(f"encoder at {endpoint}: {error}"))
                 return
 
     def _send(self, command: SendCommand) -> None:
@@ -181,12 +198,14 @@ class ClientThread:
             chunk = decode(first, Chunk)
         except ProtocolError:
             return None
+        self._header = (first, chunk)
         fetch = self._fetches.get(chunk.fetch_id)
         memory = None if fetch is None else fetch.place(endpoint, chunk, num_bytes)
         return None if memory is None else (chunk.fetch_id, memory)
 
     def _handle(self, endpoint: str, frames: Sequence[memoryview]) -> None:
-        message = decode(frames[0], FetchReply, Chunk)
+        placed, header = self._header
+        message = header if frames[0] is placed else decode(frames[0], FetchReply, Chunk)
         if not (2 if isinstance(message, Chunk) else 1) <= len(frames) <= 2:
             raise ProtocolError(f"{len(frames)} frames for a {type(message).__name__}")
         fetch = self._fetches.get(message.fetch_id)
@@ -209,10 +228,10 @@ class ClientThread:
         try:
             arrived = fetch.result() if step() else None
         except TriptychError as error:
-            self._finish(fetch.fetch_id, error)
+            self._finish(fetch, error)
             return
         if arrived is not None:
-            self._finish(fetch.fetch_id, arrived)
+            self._finish(fetch, arrived)
 
     def _progress(self, fetch_id: int) -> None:
         """A channel's own thread ended a reception."""
@@ -235,10 +254,10 @@ class ClientThread:
 
     def _look_nearby(self) -> None:
         assert self._nearby is not None
-        for fetch_id, fetch in list(self._fetches.items()):
+        for fetch in self._fetches:
             outcome = None if fetch.begun else self._nearby.get(fetch.ref, fetch.allocate, fetch.in_place)
             if outcome is not None:
-                self._finish(fetch_id, outcome)
+                self._finish(fetch, outcome)
 
     def _look_after(self, link: Link, ready: Collection[object]) -> None:
         reason = link.lost_reason(ready)
@@ -249,24 +268,18 @@ class ClientThread:
     def _drop(self, link: Link, error: TriptychError) -> None:
         if not self._links.drop(link):
             return
-        for fetch_id in list(link.fetch_ids):
-            self._finish(fetch_id, error)
+        for fetch in [self._fetches.get(fetch_id) for fetch_id in link.fetch_ids]:
+            if fetch is not None:
+                self._finish(fetch, error)
 
-    def _expire(self) -> None:
-        now = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, fetch_id = heapq.heappop(self._deadlines)
-            self._finish(fetch_id, DeadlineExceeded("the embedding did not arrive in time"))
-
-    def _finish(self, fetch_id: int, outcome: Arrived | TriptychError) -> None:
-        fetch = self._fetches.get(fetch_id)
-        if fetch is None:
+    def _finish(self, fetch: Fetch, outcome: Arrived | TriptychError) -> None:
+        if self._fetches.get(fetch.fetch_id) is None:
             return
         self._forget(fetch)
         self._resolve(fetch.future, outcome)
 
     def _forget(self, fetch: Fetch) -> None:
-        del self._fetches[fetch.fetch_id]
+        self._fetches.remove(fetch)
         for endpoint in fetch.ref.endpoints:
             self._links.forget_fetch(endpoint, fetch.lane, fetch.fetch_id)
 

@@ -50,6 +50,11 @@ class Link(ABC):
     def is_ready(self, ready: Collection[object]) -> bool:
         """Whether `receive` may bring something, by what the poller found."""
 
+    @property
+    def may_send(self) -> bool:
+        """Whether another thread may call `send` while the one that uses this link waits in the poller."""
+        return False
+
     @abstractmethod
     def send(self, message: bytes) -> None:
         """Queue one message of one frame; never blocks."""

@@ -5,7 +5,7 @@ behind a large one on the same connection, and so that large ones share more tha
 """
 
 import ipaddress
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count
 
@@ -41,6 +41,11 @@ class LinkTable:
         if num_bytes <= SMALL_BYTES or not self._num_streams:
             return _SMALL_LANE
         return _SMALL_LANE + 1 + next(self._num_large) % self._num_streams
+
+    def may_send(self, endpoints: Iterable[str], lane: int) -> bool:
+        """Whether to each of these there is a link by which another thread may send while the table's own waits."""
+        links = [self._links.get((endpoint, lane)) for endpoint in endpoints]
+        return all(link is not None and link.may_send for link in links)
 
     def open(self, endpoint: str, lane: int = _SMALL_LANE) -> Link:
         """The link, connecting if need be. Raises zmq.ZMQError or OSError when the address is not one."""

@@ -19,6 +19,8 @@ from transfer.errors import ProtocolError
 from transfer.link import Link
 from transfer.zmtp import GREETING, PING, Place, ZmtpReader, frame
 
+_SCRATCH_BYTES = 4096
+
 
 class StreamLink(Link):
     """A non-blocking TCP connection."""
@@ -35,6 +37,8 @@ class StreamLink(Link):
         super().__init__(endpoint)
         self._reader = ZmtpReader(place, MAX_CONTROL_BYTES, CHUNK_BYTES)
         self._unfilled = self._reader.wanted
+        self._scratch = memoryview(bytearray(_SCRATCH_BYTES))
+        self._unread = self._scratch[:0]
         self._queued: deque[memoryview] = deque([memoryview(GREETING)])
         self._until_ready: list[bytes] = []
         self._lost: str | None = None
@@ -61,6 +65,10 @@ class StreamLink(Link):
 
     def is_ready(self, ready: Collection[object]) -> bool:
         return self._socket.fileno() in ready
+
+    @property
+    def may_send(self) -> bool:
+        return self._reader.ready and self._lost is None
 
     def send(self, message: bytes) -> None:
         if not self._awaits:
@@ -123,16 +131,12 @@ class StreamLink(Link):
     def _read(self) -> bool:
         """Take what is there, up to the end of the wanted piece; False when there is nothing."""
         try:
-            num_bytes = self._socket.recv_into(self._unfilled)
-            if not num_bytes:
-                self._lost = "closed the connection"
+            if not self._unread and not self._receive():
                 return False
-            self._heard_at = time.monotonic()
-            self._unfilled = self._unfilled[num_bytes:]
-            if not self._unfilled:
-                self._reader.advance()
-                self._unfilled = self._reader.wanted
-                self._answer()
+            num_bytes = min(self._unread.nbytes, self._unfilled.nbytes)
+            self._unfilled[:num_bytes] = self._unread[:num_bytes]
+            self._unread = self._unread[num_bytes:]
+            self._fill(num_bytes)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -142,6 +146,27 @@ class StreamLink(Link):
             self._lost = f"does not speak our protocol: {error}"
             return False
         return True
+
+    def _receive(self) -> bool:
+        """Small pieces together by way of `_scratch`, since a call costs more than they do; others to their place."""
+        is_small = self._unfilled.nbytes <= _SCRATCH_BYTES
+        num_bytes = self._socket.recv_into(self._scratch if is_small else self._unfilled)
+        if not num_bytes:
+            self._lost = "closed the connection"
+            return False
+        self._heard_at = time.monotonic()
+        if is_small:
+            self._unread = self._scratch[:num_bytes]
+        else:
+            self._fill(num_bytes)
+        return True
+
+    def _fill(self, num_bytes: int) -> None:
+        self._unfilled = self._unfilled[num_bytes:]
+        if not self._unfilled:
+            self._reader.advance()
+            self._unfilled = self._reader.wanted
+            self._answer()
 
     def _answer(self) -> None:
         while self._reader.answers:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -186,6 +187,23 @@ def test_any_number_of_streams_serves(bench: Any, num_streams: int) -> None:
     refs = [bench.offer(server, LARGE + number) for number in range(6)]
     arrived = [client.fetch(ref, FAR_S) for ref in refs]
     assert all(torch.equal(future.result(WAIT_S), LARGE + number) for number, future in enumerate(arrived))
+
+
+def test_fetches_that_many_threads_begin_all_end_rightly_and_in_time(bench: Any) -> None:
+    server, client = bench.server(), bench.client()
+    assert torch.equal(client.fetch(bench.offer(server, LARGE), FAR_S).result(WAIT_S), LARGE)  # the stream is there
+
+    def some(number: int) -> bool:
+        never = client.fetch(bench.announce(server, LARGE), 0.2)
+        refs = [bench.offer(server, LARGE + number + part / 8) for part in range(4)]
+        futures = [client.fetch(ref, FAR_S) for ref in refs]
+        arrived = [torch.equal(future.result(WAIT_S), LARGE + number + part / 8) for part, future in enumerate(futures)]
+        for ref in refs:
+            client.release(ref)
+        return all(arrived) and isinstance(never.exception(WAIT_S), DeadlineExceeded)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(some, range(16)))
 
 
 def test_an_encoder_killed_or_frozen_while_a_large_fetch_waits_is_lost(bench: Any, start_encoder: Any) -> None:
