@@ -61,7 +61,8 @@ class LinkTable:
             link.watch(self.poller)
             look_s = link.next_look_s()
             timeout_s = timeout_s if look_s is None else min(timeout_s, look_s)
-        return {source for source, _ in self.poller.poll(max(0, int(timeout_s * 1000) + 1))}
+        timeout_ms = int(timeout_s * 1000) + 1 if timeout_s > 0 else 0
+        return {source for source, _ in self.poller.poll(timeout_ms)}
 
     def forget_fetch(self, endpoint: str, lane: int, fetch_id: int) -> None:
         """Nothing is awaited for this fetch any more."""

@@ -64,7 +64,7 @@ class StreamLink(Link):
         poller.unregister(self._socket.fileno())
 
     def is_ready(self, ready: Collection[object]) -> bool:
-        return self._socket.fileno() in ready
+        return bool(self._unread) or self._socket.fileno() in ready
 
     @property
     def may_send(self) -> bool:
@@ -100,6 +100,8 @@ class StreamLink(Link):
         return self._lost
 
     def next_look_s(self) -> float | None:
+        if self._unread:
+            return 0.0  # messages that were read with those before them, of which no poller knows
         return self._liveness_s / 4 if self._awaits or not self._reader.ready else None
 
     def forget(self, fetch_id: int) -> None:

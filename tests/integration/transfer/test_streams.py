@@ -15,6 +15,7 @@ import torch
 
 from transfer import (
     ClientSettings,
+    EmbeddingNotFound,
     EmbeddingRef,
     EncoderLost,
     FetchReply,
@@ -137,6 +138,16 @@ def test_an_embedding_arrives_however_slowly_its_bytes_come(bench: Any, make_ref
         peer.send(message[start:end])
         time.sleep(0.02)
     assert torch.equal(future.result(WAIT_S), LARGE)
+
+
+def test_answers_that_arrive_together_are_all_taken(bench: Any, make_ref: Any, peer: Peer) -> None:
+    client, ref = bench.client(ClientSettings(liveness_s=FAR_S)), ref_at(make_ref, peer.endpoint)
+    futures = [client.fetch(ref, FAR_S) for _ in range(12)]
+    peer.accept()
+    requests = [peer.request() for _ in futures]
+    refusals = [FetchReply(request.fetch_id, request.transfer_id, Status.NOT_FOUND) for request in requests]
+    peer.send(b"".join(frame(encode(refusal)) for refusal in refusals))
+    assert all(isinstance(future.exception(WAIT_S), EmbeddingNotFound) for future in futures)
 
 
 def test_memory_is_that_of_the_fetch_itself(bench: Any) -> None:
