@@ -8,8 +8,9 @@ the producer wrote, all others copy:
 - stream: as fetch with several under way at a time, per embedding; what goes through, not how long one takes.
 - handover: the tensor has just been computed. What the producer takes to give it and the consumer to get it; how one
   learns from the other that it is there is the benchmark's own pipe for all peers, and not counted.
-- parked: from asking, which comes first; nothing but the channel tells when the tensor is there. Our channels only.
-- busy: as fetch and parked, while the producer's process computes.
+- parked: asked for first; from the moment when the producer begins to give it, of which nothing but the channel tells.
+  Our channels only.
+- busy: as fetch and parked, while the producer's process computes (see `transfer_peers.tower`).
 
 Usage: python -m benchmarks.transfer [--out benchmarks/results/transfer.json] [--sizes 65536 ...] [--seconds 1.0]
 """
@@ -25,9 +26,9 @@ import signal
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -35,8 +36,8 @@ import torch
 
 from benchmarks.machine import describe_machine
 from benchmarks.transfer_peers import NUM_IN_FLIGHT, PEERS, Consumer, consumer_of, producer_of
+from benchmarks.transfer_peers.tower import Tower
 from benchmarks.transfer_report import KINDS, Machine, Result, heading, picture, ratios, table
-from configs.priority import NICENESS, give_way
 from transfer import tensor_to_buffer
 
 WIDTH = 2048
@@ -45,6 +46,8 @@ BUSY_BYTES = 64 * 1024
 _TURNS = 6
 _MIN_ROUNDS = 12
 _MAX_ROUNDS = 600
+_BUSY_TIMES_LONGER = 6
+"""A computing thread gives what it has made between two layers only, and a 99th percentile needs many rounds."""
 _WAIT_S = 60.0
 _STREAM_LENGTH = 12
 
@@ -129,25 +132,23 @@ class Run:
 
     def _handover(self) -> float:
         item = _ask(self._pipe, "prepare")
-        giving_s = _ask(self._pipe, "publish")
-        assert isinstance(giving_s, float)
+        begun, ended = _moments(_ask(self._pipe, "publish"))
         started = time.perf_counter()
         self.consumer.expect(item)
         self.consumer.collect()
         getting_s = time.perf_counter() - started
         self.consumer.done(item)
-        return giving_s + getting_s
+        return ended - begun + getting_s
 
     def _parked(self) -> float:
         item = _ask(self._pipe, "prepare")
-        started = time.perf_counter()
         self.consumer.expect(item)
         self._pipe.send("publish")
         self.consumer.collect()
-        seconds = time.perf_counter() - started
-        _receive(self._pipe)
+        arrived = time.perf_counter()
+        begun, _ = _moments(_receive(self._pipe))
         self.consumer.done(item)
-        return seconds
+        return arrived - begun
 
 
 def produce(peer: str, num_bytes: int, folder: Path, pipe: Connection) -> None:
@@ -156,37 +157,31 @@ def produce(peer: str, num_bytes: int, folder: Path, pipe: Connection) -> None:
     generator = torch.Generator().manual_seed(num_bytes)
     tensor = torch.randn(num_bytes // (WIDTH * 4), WIDTH, generator=generator)
     producer = producer_of(peer)(tensor, folder)
-    busy = threading.Event()
+    tower = Tower()
     commands: dict[str, Callable[[], object]] = {
         "prepare": producer.prepare,
-        "publish": lambda: _seconds_of(producer.publish),
-        "compute": lambda: _start_computing(busy),
-        "rest": busy.clear,
+        "publish": lambda: tower.after_its_pass(partial(_timed, producer.publish)),
+        "compute": tower.start,
+        "rest": tower.stop,
     }
     pipe.send(producer.address)
     while (command := pipe.recv()) != "stop":
         pipe.send(commands[command]())
-    busy.clear()
+    tower.stop()
     producer.close()
 
 
-def _seconds_of(call: Callable[[], None]) -> float:
-    started = time.perf_counter()
+def _timed(call: Callable[[], None]) -> tuple[float, float]:
+    """When it began and ended, by the clock that all processes of this machine share."""
+    begun = time.perf_counter()
     call()
-    return time.perf_counter() - started
+    return begun, time.perf_counter()
 
 
-def _start_computing(busy: threading.Event) -> None:
-    """Layers of a tower's size, one after another, on a thread of this process that gives way as a tower's does."""
-
-    def compute() -> None:
-        give_way(NICENESS["encoder"])
-        hidden, weight = torch.randn(256, 1024), torch.randn(1024, 1024) / 32
-        while busy.is_set():
-            hidden = torch.nn.functional.layer_norm(torch.nn.functional.gelu(hidden @ weight), (1024,))
-
-    busy.set()
-    threading.Thread(target=compute, daemon=True).start()
+def _moments(answer: object) -> tuple[float, float]:
+    assert isinstance(answer, tuple)
+    begun, ended = answer
+    return begun, ended
 
 
 def _check(memory: memoryview, num_bytes: int) -> None:
@@ -215,7 +210,8 @@ def measure(peers: list[str], kinds: list[str], num_bytes: int, seconds: float, 
             for kind in kinds:
                 for run in runs:
                     if one := run.kinds().get(kind):
-                        run.take_turn(kind, one, seconds / _TURNS, _MAX_ROUNDS // _TURNS)
+                        longer = _BUSY_TIMES_LONGER if kind.startswith("busy") else 1
+                        run.take_turn(kind, one, longer * seconds / _TURNS, _MAX_ROUNDS // _TURNS)
     finally:
         for run in runs:
             run.close()
