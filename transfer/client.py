@@ -12,7 +12,7 @@ from transfer.buffer_pool import BufferPool
 from transfer.channels.base import ReceiveChannel
 from transfer.channels.shm_channel import ShmReceiveChannel
 from transfer.channels.zmq_channel import ZmqReceiveChannel
-from transfer.client_inbox import FetchCommand, SendCommand
+from transfer.client_inbox import SendCommand
 from transfer.client_thread import ClientThread
 from transfer.curve import CurveKey
 from transfer.errors import Closed, DeadlineExceeded, Incompatible, LimitExceeded, TriptychError
@@ -110,17 +110,17 @@ class EmbeddingClient:
         if outcome is not None:
             return SettledFuture(outcome)
         future: ArrivedFuture = Future()
-        if not self._thread.submit(FetchCommand(ref, time.monotonic() + timeout_s, future, allocate, in_place)):
+        if not self._thread.fetch(ref, time.monotonic() + timeout_s, future, allocate, in_place):
             return SettledFuture(Closed("the embedding client is closed"))
         return future
 
     def release(self, ref: EmbeddingRef) -> None:
         """Tell the encoder that this transfer is done with. Fire and forget, idempotent; the lease's end is the net."""
-        self._thread.submit(SendCommand(Release(ref.transfer_id), ref.endpoints))
+        self._thread.send(SendCommand(Release(ref.transfer_id), ref.endpoints))
 
     def renew(self, ref: EmbeddingRef) -> None:
         """Ask the encoder to start the lease's time again, while a fetch must wait. Fire and forget."""
-        self._thread.submit(SendCommand(Renew(ref.transfer_id), ref.endpoints))
+        self._thread.send(SendCommand(Renew(ref.transfer_id), ref.endpoints))
 
     @property
     def num_pending(self) -> int:

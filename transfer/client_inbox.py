@@ -12,9 +12,10 @@ from transfer.wakeup import WakeUp
 
 @dataclass(frozen=True, slots=True)
 class FetchCommand:
-    """Fetch `ref` into `future` by `deadline` (monotonic seconds), on other channels than `without`."""
+    """Fetch `ref` into `future` by `deadline` (monotonic seconds), in its `lane`, on other channels than `without`."""
 
     ref: EmbeddingRef
+    lane: int
     deadline: float
     future: ArrivedFuture
     allocate: Allocate

@@ -24,8 +24,8 @@ from transfer.errors import (
 )
 from transfer.link import Link
 from transfer.link_table import LinkTable
-from transfer.messages import Chunk, FetchReply
-from transfer.nearby import Arrived, ArrivedFuture, Nearby
+from transfer.messages import Chunk, EmbeddingRef, FetchReply
+from transfer.nearby import Allocate, Arrived, ArrivedFuture, Nearby
 from transfer.pending import PendingFetches
 from transfer.rate_limit import LimitedLog
 from transfer.reception import Fetch
@@ -35,7 +35,7 @@ _IDLE_POLL_S = 1.0
 
 
 class ClientThread:
-    """All but `submit`, `num_pending` and `stop` runs in the thread, and holds the lock whenever it does not wait."""
+    """What no other thread calls runs in a thread of its own, and holds the lock whenever it does not wait."""
 
     def __init__(
         self,
@@ -54,7 +54,6 @@ class ClientThread:
         self._links = links
         links.place = self._place
         self._fetches = PendingFetches()
-        self._header = (memoryview(b""), Chunk(0, 0))  # of the data frame that was placed last
         self._lock = threading.Lock()
         self._log = LimitedLog(_logger)
         self._thread = threading.Thread(target=self._run, name="embedding-client", daemon=True)
@@ -63,9 +62,17 @@ class ClientThread:
         """Begin to take commands."""
         self._thread.start()
 
-    def submit(self, command: FetchCommand | SendCommand) -> bool:
-        """Have it done; False when stopped."""
-        return (isinstance(command, FetchCommand) and self._begin_here(command)) or self._inbox.put(command)
+    def fetch(
+        self, ref: EmbeddingRef, deadline: float, future: ArrivedFuture, allocate: Allocate, in_place: bool
+    ) -> bool:
+        """Begin a fetch; False when stopped."""
+        lane = self._links.lane_of(ref.expected_bytes)
+        command = FetchCommand(ref, lane, deadline, future, allocate, in_place)
+        return self._begin_here(command) or self._inbox.put(command)
+
+    def send(self, command: SendCommand) -> bool:
+        """Have it sent; False when stopped."""
+        return self._inbox.put(command)
 
     @property
     def num_pending(self) -> int:
@@ -143,21 +150,20 @@ class ClientThread:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            lane = self._links.lane_of(command.ref.expected_bytes)
-            if not self._links.may_send(command.ref.endpoints, lane) or not self._inbox.note_fetch():
+            if not self._links.may_send(command.ref.endpoints, command.lane) or not self._inbox.note_fetch():
                 return False
-            self._begin(command, lane)
+            self._begin(command)
         finally:
             self._lock.release()
         self._inbox.wake()  # for the deadline of this fetch
         return True
 
-    def _begin(self, command: FetchCommand, lane: int | None = None) -> None:
+    def _begin(self, command: FetchCommand) -> None:
         timeout_s = command.deadline - time.monotonic()
         if timeout_s <= 0:
             self._resolve(command.future, DeadlineExceeded("no time left to fetch"))
             return
-        fetch = self._fetches.add(command, self._links.lane_of(command.ref.expected_bytes) if lane is None else lane)
+        fetch = self._fetches.add(command)
         channels = tuple(name for name in self._channels if name not in command.without)
         bell = "" if self._bell is None else self._bell.name
         frame = encode(fetch.request(self._fingerprint, channels, timeout_s, bell))
@@ -198,14 +204,12 @@ class ClientThread:
             chunk = decode(first, Chunk)
         except ProtocolError:
             return None
-        self._header = (first, chunk)
         fetch = self._fetches.get(chunk.fetch_id)
         memory = None if fetch is None else fetch.place(endpoint, chunk, num_bytes)
         return None if memory is None else (chunk.fetch_id, memory)
 
     def _handle(self, endpoint: str, frames: Sequence[memoryview]) -> None:
-        placed, header = self._header
-        message = header if frames[0] is placed else decode(frames[0], FetchReply, Chunk)
+        message = decode(frames[0], FetchReply, Chunk)
         if not (2 if isinstance(message, Chunk) else 1) <= len(frames) <= 2:
             raise ProtocolError(f"{len(frames)} frames for a {type(message).__name__}")
         fetch = self._fetches.get(message.fetch_id)
@@ -249,7 +253,8 @@ class ClientThread:
             raise next(iter(failures.values()))
         self._log.warning(f"fetch of {fetch.ref.transfer_id}: trying other channels after {failures}")
         self._forget(fetch)
-        self._begin(FetchCommand(fetch.ref, fetch.deadline, fetch.future, fetch.memory, fetch.in_place, without))
+        lane = self._links.lane_of(fetch.ref.expected_bytes)
+        self._begin(FetchCommand(fetch.ref, lane, fetch.deadline, fetch.future, fetch.memory, fetch.in_place, without))
         return True
 
     def _look_nearby(self) -> None:

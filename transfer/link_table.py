@@ -37,7 +37,7 @@ class LinkTable:
         return iter(list(self._links.values()))
 
     def lane_of(self, num_bytes: int) -> int:
-        """Which of an endpoint's links an embedding of this size is to come by; large ones take turns."""
+        """Which of an endpoint's links an embedding of this size is to come by; large ones take turns. Thread-safe."""
         if num_bytes <= SMALL_BYTES or not self._num_streams:
             return _SMALL_LANE
         return _SMALL_LANE + 1 + next(self._num_large) % self._num_streams

@@ -19,12 +19,12 @@ class PendingFetches:
     def __iter__(self) -> Iterator[Fetch]:
         return iter(list(self._fetches.values()))
 
-    def add(self, command: FetchCommand, lane: int) -> Fetch:
+    def add(self, command: FetchCommand) -> Fetch:
         """A new one, for what was asked."""
         fetch_id, self._next_id = self._next_id, self._next_id + 1
         fetch = Fetch(fetch_id, command.ref, command.deadline, command.future, command.allocate, command.in_place)
         fetch.without = command.without
-        fetch.lane = lane
+        fetch.lane = command.lane
         self._fetches[fetch_id] = fetch
         heapq.heappush(self._deadlines, (command.deadline, fetch_id))
         return fetch

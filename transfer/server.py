@@ -16,14 +16,7 @@ from transfer.dtypes import DTYPE_BYTES
 from transfer.errors import Closed, TriptychError
 from transfer.leases import LeaseTable
 from transfer.server_thread import ServerState, ServerThread
-from transfer.tensors import (
-    SMALL_COPY_BYTES,
-    HostEmbedding,
-    buffer_to_tensor,
-    copy_bytes,
-    dtype_name,
-    tensor_to_buffer,
-)
+from transfer.tensors import HostEmbedding, copy_tensor, dtype_name
 
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -150,12 +143,8 @@ class EmbeddingServer:
         for channel in self._channels.values():
             memory = channel.allocate(tensor.nbytes)
             if memory is not None:
-                shape, dtype = (tensor.shape[0], tensor.shape[1]), dtype_name(tensor.dtype)
-                if memory.nbytes < SMALL_COPY_BYTES:
-                    copy_bytes(tensor_to_buffer(tensor), memory)
-                else:
-                    buffer_to_tensor(memory, shape, dtype).copy_(tensor)
-                return HostEmbedding(memory, shape, dtype)
+                copy_tensor(tensor, memory)
+                return HostEmbedding(memory, (tensor.shape[0], tensor.shape[1]), dtype_name(tensor.dtype))
         return None
 
     def publish(

@@ -133,8 +133,8 @@ class StreamLink(Link):
     def _read(self) -> bool:
         """Take what is there, up to the end of the wanted piece; False when there is nothing."""
         try:
-            if not self._unread and not self._receive():
-                return False
+            if not self._unread:
+                return self._receive()
             num_bytes = min(self._unread.nbytes, self._unfilled.nbytes)
             self._unfilled[:num_bytes] = self._unread[:num_bytes]
             self._unread = self._unread[num_bytes:]

@@ -10,7 +10,7 @@ import torch
 from transfer.dtypes import DTYPE_BYTES
 
 _HUGE_FROM_BYTES = 8 * 2**20
-SMALL_COPY_BYTES = 2**18
+_SMALL_COPY_BYTES = 2**18
 """A copy of fewer bytes takes less time than what numpy and torch do before they copy."""
 _TORCH_DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -70,10 +70,18 @@ class HostEmbedding:
 
 def copy_bytes(source: memoryview, target: memoryview) -> None:
     """Copy all bytes of one flat buffer to another of that length."""
-    if target.nbytes < SMALL_COPY_BYTES:
+    if target.nbytes < _SMALL_COPY_BYTES:
         target[:] = source
     else:
         np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+
+
+def copy_tensor(tensor: torch.Tensor, target: memoryview) -> None:
+    """Copy a tensor of any device, and however strided, into a writable flat buffer of its length."""
+    if target.nbytes < _SMALL_COPY_BYTES:
+        copy_bytes(tensor_to_buffer(tensor), target)
+    else:
+        buffer_to_tensor(target, tuple(tensor.shape), dtype_name(tensor.dtype)).copy_(tensor)
 
 
 def empty_buffer(num_bytes: int) -> memoryview:

@@ -27,6 +27,7 @@ from transfer import (
 )
 from transfer.errors import DeadlineExceeded
 from transfer.messages import Chunk
+from transfer.stream import StreamLink
 from transfer.tensors import buffer_to_tensor, tensor_to_buffer
 from transfer.zmtp import GREETING, READY, frame
 
@@ -192,12 +193,20 @@ def test_a_peer_that_falls_silent_is_lost(bench: Any, make_ref: Any, peer: Peer)
     assert time.monotonic() - started < WAIT_S / 2
 
 
-@pytest.mark.parametrize("num_streams", [1, 3])
+@pytest.mark.parametrize("num_streams", [1, 2, 3])
 def test_any_number_of_streams_serves(bench: Any, num_streams: int) -> None:
     server, client = bench.server(), bench.client(ClientSettings(num_streams=num_streams))
     refs = [bench.offer(server, LARGE + number) for number in range(6)]
     arrived = [client.fetch(ref, FAR_S) for ref in refs]
     assert all(torch.equal(future.result(WAIT_S), LARGE + number) for number, future in enumerate(arrived))
+
+
+def test_large_embeddings_take_turns_on_the_streams(bench: Any) -> None:
+    server, client = bench.server(), bench.client(ClientSettings(num_streams=2))
+    for number in range(4):
+        ref = bench.offer(server, LARGE + number)
+        assert torch.equal(client.fetch(ref, FAR_S).result(WAIT_S), LARGE + number)
+    assert sum(isinstance(link, StreamLink) for link in client._thread._links) == 2
 
 
 def test_fetches_that_many_threads_begin_all_end_rightly_and_in_time(bench: Any) -> None:
