@@ -1,4 +1,4 @@
-"""Loads one engine again and again and prints the memory of its processes after each load, in bytes, as JSON.
+"""Loads one engine again and again and prints the memory that it holds after each load, in bytes, as JSON.
 
 Usage: python -m tests.integration.llm_workers.loaded_engine CHECKPOINT NUM_LOADS NUM_REQUESTS
 """
@@ -10,19 +10,20 @@ import json
 import random
 import sys
 
-import psutil
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from configs import parse_config
 from llm_workers.messages import DecodeRequest, Prompt
 from llm_workers.worker import LLMWorker
+from tests.integration.llm_workers.heap import Heap
 
 _SETTLE_S = 0.5
 
 
 def main(checkpoint: str, num_loads: int, num_requests: int) -> None:
     # A small cache: the pages of one are only taken when its blocks are first used.
-    engine = {"kv_cache_bytes": "16 MiB", "engine_args": {"max_model_len": 1024, "enforce_eager": True}}
+    arguments = {"max_model_len": 1024, "enforce_eager": True, "worker_extension_cls": f"{Heap.__module__}.Heap"}
+    engine = {"kv_cache_bytes": "16 MiB", "engine_args": arguments}
     config = {"model": checkpoint, "served_model_name": "demo", "dtype": "float32", "decode": engine}
     worker = LLMWorker(parse_config(config), "decode", "127.0.0.1")
     try:
@@ -41,8 +42,8 @@ async def _memory_after_loads(worker: LLMWorker, num_loads: int, num_requests: i
         names = [f"{load}-{number}" for number in range(num_requests)]
         await asyncio.gather(*(_ask(worker, name, prompt) for name, prompt in zip(names, prompts, strict=True)))
         await asyncio.sleep(_SETTLE_S)
-        children = psutil.Process().children(recursive=True)
-        sizes.append(sum(process.memory_full_info().uss for process in children))
+        (held,) = await worker.engine._running().collective_rpc(Heap.held_bytes.__name__)  # one worker, in the engine
+        sizes.append(held)
     return sizes
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 import pytest
 from make_random_checkpoint import make_checkpoint
 
 _NUM_WARM_UPS = 8
-_NUM_LOADS = 9
+_NUM_LOADS = 6
 _NUM_REQUESTS = 200
-_MAX_GROWTH_BYTES = 2**20
-"""Of a load in the middle. A heap comes to rest by steps: now and then a mixture of lengths finds no hole that fits,
-and takes tens of MiB once. A leak takes its part of every load; an engine that keeps every kernel, 16 MiB of each."""
+_MAX_GROWTH_BYTES = 4 * 2**20
+"""Of all loads after the warm-ups: 0.3 MiB where kernels are kept within bounds, 100 MiB where every one is."""
 
 
 @pytest.mark.timeout(300)
@@ -30,5 +27,5 @@ def test_an_engine_stays_as_large_as_it_is(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]  # vLLM prints as well
     sizes: list[int] = json.loads(line)["sizes"]
-    grown = [after - before for before, after in pairwise(sizes[_NUM_WARM_UPS - 1 :])]
-    assert median(grown) < _MAX_GROWTH_BYTES, f"sizes in MiB: {[size >> 20 for size in sizes]}"
+    grown = sizes[-1] - sizes[_NUM_WARM_UPS - 1]
+    assert grown < _MAX_GROWTH_BYTES, f"sizes in MiB: {[size >> 20 for size in sizes]}"
