@@ -37,6 +37,7 @@ from transfer import (
     ItemFailure,
     MediaItem,
     TriptychError,
+    dtype_name,
     item_key,
     new_transfer_id,
 )
@@ -221,7 +222,7 @@ class EncoderWorker:
             modality=metadata.modality,
             num_tokens=metadata.num_tokens,
             width=self._encoder.width,
-            dtype=str(self._encoder.dtype).removeprefix("torch."),
+            dtype=dtype_name(self._encoder.dtype),
             layout=self._encoder.layout,
             metadata=metadata.prompt,
             transfer_id=new_transfer_id(),

@@ -125,80 +125,93 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def render(outcomes: Sequence[Outcome], speeds: Sequence[dict[str, Any]]) -> str:
     """The page."""
-    lines = ["# Support matrix", ""]
-    lines += ["Written by `python tools/support_matrix.py` from test results and the kept results of the encoder"]
-    lines += ['benchmark; not by hand. Everything here ran on a CPU. "not verified" is what only a device could tell,']
-    lines += ['"not run" what was not part of the run that this page was made from.', "", "## Models", ""]
-    columns = [claim for claim in CLAIMS if claim.key != "accuracy"]
-    lines += table(
-        ["model", *(claim.title for claim in columns), "graph", "CI", "docs"],
-        (
-            [
-                model.name,
-                *(verdict(outcomes, model.tests.get(claim.key, ())) for claim in columns),
-                NOT_VERIFIED,
-                verdict(outcomes, [tests for backing in model.tests.values() for tests in backing]),
-                "[models](models.md)",
-            ]
-            for model in MODELS
-        ),
-    )
-    lines += ["", *(f"- **{claim.title}**: {claim.meaning}" for claim in columns)]
-    lines += [
-        "- **graph**: engines may run their graph modes (`engine_args`), which need a device; towers run eagerly."
-    ]
-    lines += [
-        "- **CI**: all tests behind the row passed; `.ci/run` runs them at every change.",
+    lines = [
+        "# Support matrix",
         "",
-        "## Accuracy against Hugging Face",
-        "",
+        "Written by `python tools/support_matrix.py` from test results and the kept results of the encoder",
+        'benchmark; not by hand. Everything here ran on a CPU. "not verified" is what only a device could tell,',
+        '"not run" what was not part of the run that this page was made from.',
+        *_models(outcomes),
+        *_accuracy(outcomes),
+        *_speed(speeds),
+        *_devices(outcomes),
+        *_known_issues(),
     ]
-    lines += ["Towers of the published width and reduced depth on batches of mixed sizes; random weights. The largest"]
-    lines += ["distance over all batches: in float32 of a value (bound 1e-4), in bfloat16 of an item's tokens in norm,"]
-    lines += ["relative, from Hugging Face's tower in bfloat16 (bound 2e-2).", ""]
-    lines += table(
-        ["model", "float32", "bfloat16"],
-        ([m.name, accuracy(outcomes, m, "float32"), accuracy(outcomes, m, "bfloat16")] for m in MODELS),
-    )
-    lines += ["", "## Speed", ""]
-    lines += [
-        "One process and one thread each, published width, reduced depth (`python -m benchmarks.encoder`). How many"
-    ]
-    lines += [
-        "times as long as Triptych the other took: above 1, Triptych is faster. Two ranks: how many times as fast as"
-    ]
-    lines += ["one rank. Models of one architecture share a row of the benchmark.", ""]
-    lines += table(
-        ["model", "type", "Hugging Face (sdpa)", "vLLM's tower", "two ranks"],
-        (
-            [
-                model.name,
-                dtype,
-                speed(speeds, model, "huggingface", dtype),
-                speed(speeds, model, "vllm", dtype),
-                speed(speeds, model, "two_ranks", dtype),
-            ]
-            for model in MODELS
-            for dtype in ("bfloat16", "float32")
-        ),
-    )
-    lines += ["", "## Devices", ""]
-    lines += table(
-        ["model", "CPU", "CUDA", "Ascend NPU", "Ascend's operators, emulated on a CPU"],
-        (
-            [
-                model.name,
-                verdict(outcomes, model.tests["cpu"]),
-                NOT_VERIFIED,
-                NOT_VERIFIED,
-                verdict(outcomes, model.tests["ascend"]),
-            ]
-            for model in MODELS
-        ),
-    )
-    lines += ["", "What the emulation shows, and what it cannot: [ascend.md](ascend.md).", "", "## Known issues", ""]
-    lines += table(["model", "issues"], ([model.name, "; ".join(model.issues) or "none known"] for model in MODELS))
     return "\n".join(lines) + "\n"
+
+
+def _models(outcomes: Sequence[Outcome]) -> list[str]:
+    columns = [claim for claim in CLAIMS if claim.key != "accuracy"]
+    rows = (
+        [
+            model.name,
+            *(verdict(outcomes, model.tests.get(claim.key, ())) for claim in columns),
+            NOT_VERIFIED,
+            verdict(outcomes, [tests for backing in model.tests.values() for tests in backing]),
+            "[models](models.md)",
+        ]
+        for model in MODELS
+    )
+    return [
+        *("", "## Models", ""),
+        *table(["model", *(claim.title for claim in columns), "graph", "CI", "docs"], rows),
+        "",
+        *(f"- **{claim.title}**: {claim.meaning}" for claim in columns),
+        "- **graph**: engines may run their graph modes (`engine_args`), which need a device; towers run eagerly.",
+        "- **CI**: all tests behind the row passed; `.ci/run` runs them at every change.",
+    ]
+
+
+def _accuracy(outcomes: Sequence[Outcome]) -> list[str]:
+    rows = ([m.name, accuracy(outcomes, m, "float32"), accuracy(outcomes, m, "bfloat16")] for m in MODELS)
+    return [
+        *("", "## Accuracy against Hugging Face", ""),
+        "Towers of the published width and reduced depth on batches of mixed sizes; random weights. The largest",
+        "distance over all batches: in float32 of a value (bound 1e-4), in bfloat16 of an item's tokens in norm,",
+        "relative, from Hugging Face's tower in bfloat16 (bound 2e-2).",
+        "",
+        *table(["model", "float32", "bfloat16"], rows),
+    ]
+
+
+def _speed(speeds: Sequence[dict[str, Any]]) -> list[str]:
+    contenders = {"huggingface": "Hugging Face (sdpa)", "vllm": "vLLM's tower", "two_ranks": "two ranks"}
+    rows = (
+        [model.name, dtype, *(speed(speeds, model, contender, dtype) for contender in contenders)]
+        for model in MODELS
+        for dtype in ("bfloat16", "float32")
+    )
+    return [
+        *("", "## Speed", ""),
+        "One process and one thread each, published width, reduced depth (`python -m benchmarks.encoder`). How many",
+        "times as long as Triptych the other took: above 1, Triptych is faster. Two ranks: how many times as fast as",
+        "one rank. Models of one architecture share a row of the benchmark.",
+        "",
+        *table(["model", "type", *contenders.values()], rows),
+    ]
+
+
+def _devices(outcomes: Sequence[Outcome]) -> list[str]:
+    rows = (
+        [
+            model.name,
+            verdict(outcomes, model.tests["cpu"]),
+            NOT_VERIFIED,
+            NOT_VERIFIED,
+            verdict(outcomes, model.tests["ascend"]),
+        ]
+        for model in MODELS
+    )
+    return [
+        *("", "## Devices", ""),
+        *table(["model", "CPU", "CUDA", "Ascend NPU", "Ascend's operators, emulated on a CPU"], rows),
+        *("", "What the emulation shows, and what it cannot: [ascend.md](ascend.md)."),
+    ]
+
+
+def _known_issues() -> list[str]:
+    rows = ([model.name, "; ".join(model.issues) or "none known"] for model in MODELS)
+    return ["", "## Known issues", "", *table(["model", "issues"], rows)]
 
 
 def run_tests(folder: Path) -> list[Path]:
