@@ -32,7 +32,8 @@ class StreamLink(Link):
 
         The peer counts as lost when it cannot be reached, when it has not ended the handshake within twice
         `liveness_s`, when it closes the connection, or when something is awaited from it and it has been silent for
-        `liveness_s` (ZMTP heartbeats, which it answers below Python).
+        `liveness_s`, most of them after a question (ZMTP heartbeats, which it answers below Python). So a client that
+        did not run for a while asks before it believes that the silence was the peer's.
         """
         super().__init__(endpoint)
         self._reader = ZmtpReader(place, MAX_CONTROL_BYTES, CHUNK_BYTES)
@@ -43,8 +44,9 @@ class StreamLink(Link):
         self._until_ready: list[bytes] = []
         self._lost: str | None = None
         self._liveness_s = liveness_s
-        self._heard_at = self._asked_at = time.monotonic()
-        self._connect_deadline = self._heard_at + 2 * liveness_s
+        self._quiet_since = time.monotonic()  # since when neither the peer nor a ping of ours was heard
+        self._unanswered_since: float | None = None  # the first ping after the peer was last heard
+        self._connect_deadline = self._quiet_since + 2 * liveness_s
         self._is_watched_for_room = False
         self._socket = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
         self._socket.setblocking(False)
@@ -72,7 +74,7 @@ class StreamLink(Link):
 
     def send(self, message: bytes) -> None:
         if not self._awaits:
-            self._heard_at = time.monotonic()  # silence before did not matter
+            self._hear()  # silence before did not matter
         if self._reader.ready:
             self._queued.append(memoryview(frame(message)))
             self._write()
@@ -91,12 +93,10 @@ class StreamLink(Link):
         if self._lost is None and not self._reader.ready and now > self._connect_deadline:
             self._lost = "was not reached in time"
         if self._lost is None and self._reader.ready and self._awaits:
-            if now > self._heard_at + self._liveness_s:
+            if self._unanswered_since is not None and now > self._unanswered_since + self._liveness_s * 3 / 4:
                 self._lost = "fell silent"
-            elif now > max(self._heard_at, self._asked_at) + self._liveness_s / 4:
-                self._asked_at = now
-                self._queued.append(memoryview(PING))
-                self._write()
+            elif now > self._quiet_since + self._liveness_s / 4:
+                self._ping(now)
         return self._lost
 
     def next_look_s(self) -> float | None:
@@ -116,6 +116,16 @@ class StreamLink(Link):
     @property
     def _awaits(self) -> bool:
         return bool(self.fetch_ids)
+
+    def _hear(self) -> None:
+        self._quiet_since = time.monotonic()
+        self._unanswered_since = None
+
+    def _ping(self, now: float) -> None:
+        self._quiet_since = now
+        self._unanswered_since = self._unanswered_since or now
+        self._queued.append(memoryview(PING))
+        self._write()
 
     def _write(self) -> None:
         try:
@@ -156,7 +166,7 @@ class StreamLink(Link):
         if not num_bytes:
             self._lost = "closed the connection"
             return False
-        self._heard_at = time.monotonic()
+        self._hear()
         if is_small:
             self._unread = self._scratch[:num_bytes]
         else:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import zmq
 
 from transfer import (
     ClientSettings,
@@ -29,7 +30,7 @@ from transfer.errors import DeadlineExceeded
 from transfer.messages import Chunk
 from transfer.stream import StreamLink
 from transfer.tensors import buffer_to_tensor, tensor_to_buffer
-from transfer.zmtp import GREETING, READY, frame
+from transfer.zmtp import GREETING, READY, command, frame
 
 LARGE = torch.arange(2**20, dtype=torch.float32).view(1024, 1024)
 FAR_S = 200.0
@@ -191,6 +192,33 @@ def test_a_peer_that_falls_silent_is_lost(bench: Any, make_ref: Any, peer: Peer)
     started = time.monotonic()
     assert isinstance(future.exception(WAIT_S), EncoderLost)
     assert time.monotonic() - started < WAIT_S / 2
+
+
+def test_a_client_that_did_not_run_asks_before_it_believes_in_silence(peer: Peer) -> None:
+    host, _, port = peer.endpoint.removeprefix("tcp://").partition(":")
+    link, poller = StreamLink(peer.endpoint, (host, int(port)), 1.0, lambda *_: None), zmq.Poller()
+
+    def reason_after(wait_s: float) -> str | None:
+        end = time.monotonic() + wait_s
+        while (left_s := end - time.monotonic()) > 0:
+            link.watch(poller)
+            poller.poll(left_s * 1000)
+            link.receive()
+        return link.lost_reason(())
+
+    accepted = threading.Thread(target=peer.accept)
+    accepted.start()
+    while not link.may_send:
+        assert reason_after(0.1) is None
+    accepted.join(WAIT_S)
+    link.send(b"anything")
+    link.fetch_ids.add(1)
+    time.sleep(2.0)  # twice what the peer may be silent
+    assert link.lost_reason(()) is None
+    peer.send(command(b"PONG", b""))
+    assert reason_after(0.9) is None
+    assert reason_after(0.9) == "fell silent"
+    link.close()
 
 
 @pytest.mark.parametrize("num_streams", [1, 2, 3])
