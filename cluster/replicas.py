@@ -33,7 +33,7 @@ from configs import TriptychConfig, embedding_fingerprint
 from llm_workers.engine_config import EngineRole
 from llm_workers.messages import DecodeRequest, KVParams, PrefillRequest, PrefillResult
 from llm_workers.worker import LLMStats, LLMWorker
-from transfer import ClientSettings, EmbeddingClient, EmbeddingRef, WorkerLost, cluster_key
+from transfer import ClientSettings, EmbeddingClient, WorkerLost, cluster_key
 
 _STATUS_TIMEOUT_S = 5.0
 
@@ -135,16 +135,13 @@ class IngressReplica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app: ASGIApp = build_openai_app(
-            self._config, self._pipeline, self._release, self._status, metrics_export, self._observer
+            self._config, self._pipeline, self._leases, self._status, metrics_export, self._observer
         )
         return app
 
     async def _status(self) -> dict[str, list[Any]]:
         answers = await asyncio.gather(*(_stats_of(handle) for handle in self._handles.values()))
         return dict(zip(self._handles, answers, strict=True))
-
-    def _release(self, ref: EmbeddingRef) -> None:
-        self._leases.release(ref)
 
     def __del__(self) -> None:
         self._leases.close()

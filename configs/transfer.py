@@ -34,7 +34,12 @@ class TransferConfig(Settings):
         "alone does not fill the network.",
     )
     checksum: bool = Field(False, description="Check a CRC-32 of every embedding; costs about 1 ms per MiB.")
-    lease_s: float = Field(60.0, gt=0, description="How long an encoder keeps a ready embedding that nobody collects.")
+    lease_s: float = Field(
+        60.0,
+        gt=0,
+        description="How long an encoder keeps a ready embedding that nobody collects. Requests that wait renew "
+        "theirs, so this is how long the embeddings of an ingress that died stay.",
+    )
     bind_host: str | None = Field(
         None, description="Address the embedding servers bind; the node's own address if absent."
     )

@@ -26,12 +26,12 @@ from cluster.ingress.scope import RequestScopeMiddleware
 from cluster.ingress.status import StatusSource, status_router
 from cluster.ingress.unknown_fields import refuse_unknown_fields
 from cluster.ingress.unreadable import answer_unreadable
+from cluster.leases import LeaseClient, RequestLeases
 from cluster.metrics.scrape import MetricsExport
 from cluster.pipeline import Pipeline
 from cluster.trace import TraceWriter
 from configs import TriptychConfig, read_api_keys
 from configs.environment import set_environment
-from transfer import EmbeddingRef
 
 _TASKS = ("generate",)
 
@@ -39,7 +39,7 @@ _TASKS = ("generate",)
 def build_openai_app(
     config: TriptychConfig,
     pipeline: Pipeline,
-    release: Callable[[EmbeddingRef], None],
+    leases: LeaseClient,
     status: StatusSource,
     metrics_export: Callable[[], MetricsExport],
     observer: RequestObserver,
@@ -47,7 +47,7 @@ def build_openai_app(
     """The application; its state is made in its lifespan, before vLLM's own begins.
 
     Args:
-        release: gives up one embedding lease.
+        leases: renews and gives up embedding leases.
         status: gives the statistics of the stages' replicas.
         metrics_export: tells where Ray exports metrics.
         observer: takes note of every request.
@@ -81,7 +81,7 @@ def build_openai_app(
             read_api_keys(config.ingress.api_keys),
             config.ingress.max_requests_per_key,
         ),
-        release,
+        lambda: RequestLeases(leases, config.transfer.lease_s),
         config.limits.deadline_s,
         TraceWriter(config.ingress.trace_file),
         observer,

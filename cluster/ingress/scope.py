@@ -19,7 +19,6 @@ from cluster.leases import RequestLeases
 from cluster.request import AskedTickets, RequestContext
 from cluster.request_logs import log_as
 from cluster.trace import RequestTrace, TraceWriter
-from transfer import EmbeddingRef
 
 _current: ContextVar[RequestContext | None] = ContextVar("triptych_request", default=None)
 
@@ -44,13 +43,13 @@ class RequestScopeMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        release: Callable[[EmbeddingRef], None],
+        new_leases: Callable[[], RequestLeases],
         deadline_s: float,
         traces: TraceWriter,
         observer: RequestObserver,
     ) -> None:
         self._app = app
-        self._release = release
+        self._new_leases = new_leases
         self._deadline_s = deadline_s
         self._traces = traces
         self._observer = observer
@@ -63,7 +62,7 @@ class RequestScopeMiddleware:
         if request is None:
             await refuse_request_id(send)
             return
-        leases = RequestLeases(self._release)
+        leases = self._new_leases()
         trace = RequestTrace(request.request_id)
         trace.mark("arrived")
         log_as(request.request_id)

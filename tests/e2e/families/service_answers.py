@@ -119,7 +119,7 @@ async def served(
     pipeline = Pipeline(encoder, None, decode, attempts=1, busy_wait_s=config.limits.busy_wait_s)
     tracing = Tracing(config.observability, "ingress", "only")
     observer = RequestObserver(Instruments("ingress", "only"), tracing)
-    app = build_openai_app(config, pipeline, leases.release, status, lambda: MetricsExport([], 0.0), observer)
+    app = build_openai_app(config, pipeline, leases, status, lambda: MetricsExport([], 0.0), observer)
     port = free_port(_HOST)
     server = uvicorn.Server(uvicorn.Config(app, host=_HOST, port=port, log_level="warning", lifespan="on"))
     serving = asyncio.ensure_future(server.serve())

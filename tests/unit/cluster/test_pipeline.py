@@ -124,6 +124,20 @@ class ScriptedDecode:
         self.released.append(kv_params)
 
 
+class CountedLeases:
+    """Counts what is said of each lease."""
+
+    def __init__(self) -> None:
+        self.released: Counter[str] = Counter()
+        self.renewed: Counter[str] = Counter()
+
+    def release(self, ref: EmbeddingRef) -> None:
+        self.released[ref.transfer_id] += 1
+
+    def renew(self, ref: EmbeddingRef) -> None:
+        self.renewed[ref.transfer_id] += 1
+
+
 class Run:
     """One request through scripted stages."""
 
@@ -134,14 +148,17 @@ class Run:
         decode: ScriptedDecode,
         attempts: int = 3,
         busy_wait_s: float = 30.0,
+        lease_s: float = 30.0,
     ) -> None:
-        self.released: Counter[str] = Counter()
-        leases = RequestLeases(self._release)
+        self.leases = CountedLeases()
+        leases = RequestLeases(self.leases, lease_s)
         self.context = RequestContext("r", "t", Deadline(30), leases, RequestTrace("r"), AskedTickets())
         self.pipeline = Pipeline(encoder, prefill, decode, attempts=attempts, busy_wait_s=busy_wait_s)
 
-    def _release(self, ref: EmbeddingRef) -> None:
-        self.released[ref.transfer_id] += 1
+    @property
+    def released(self) -> Counter[str]:
+        """How often each lease was given up."""
+        return self.leases.released
 
     async def generate(self, *urls: str, params: SamplingParams | None = None) -> str:
         """The text that comes out; leases are closed as at the end of a request."""
@@ -317,6 +334,16 @@ async def test_a_full_prefill_is_waited_for_with_what_was_encoded_and_lets_nobod
     assert not run.pipeline.is_full
     assert prefill.transfers == [["transfer-1"]] * 4
     assert encoder.num_tickets == 1
+
+
+async def test_leases_are_renewed_while_their_request_waits_and_not_after() -> None:
+    run = Run(ScriptedEncoder(), ScriptedPrefill([QueueFull("full")] * 3), ScriptedDecode(), lease_s=0.03)
+    assert await run.generate("x", "y") == "ab"
+    renewed = dict(run.leases.renewed)
+    assert renewed.keys() == {"transfer-1", "transfer-2"}
+    assert min(renewed.values()) > 1
+    await asyncio.sleep(0.1)
+    assert run.leases.renewed == renewed
 
 
 async def test_a_full_decode_is_waited_for_with_the_cache_that_was_computed() -> None:

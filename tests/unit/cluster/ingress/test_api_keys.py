@@ -14,12 +14,27 @@ from starlette.types import Message, Receive, Scope, Send
 from cluster.ingress.api_keys import ApiKeyMiddleware
 from cluster.ingress.observation import RequestObservation
 from cluster.ingress.scope import RequestScopeMiddleware, current_request
+from cluster.leases import RequestLeases
 from cluster.trace import TraceWriter
 from configs import ApiKey
+from transfer import EmbeddingRef
 
 RED, RED_TOO, BLUE = "red-key-0123456789", "red-key-9876543210", "blue-key-0123456789"
 KEYS = (ApiKey("red", RED), ApiKey("red", RED_TOO), ApiKey("blue", BLUE))
 CHAT = "/v1/chat/completions"
+
+
+class _NoEncoders:
+    """Nothing is leased here."""
+
+    def release(self, ref: EmbeddingRef) -> None:
+        raise AssertionError(ref)
+
+    renew = release
+
+
+def _no_leases() -> RequestLeases:
+    return RequestLeases(_NoEncoders(), 60.0)
 
 
 class _App:
@@ -54,7 +69,7 @@ class _Service:
     def __init__(self, keys: tuple[ApiKey, ...] = KEYS, max_requests_per_key: int | None = None) -> None:
         self.app = _App()
         inner = ApiKeyMiddleware(self.app, keys, max_requests_per_key)
-        self._outer = RequestScopeMiddleware(inner, lambda ref: None, 60.0, TraceWriter(None), _Observer())  # type: ignore[arg-type]
+        self._outer = RequestScopeMiddleware(inner, _no_leases, 60.0, TraceWriter(None), _Observer())  # type: ignore[arg-type]
 
     async def ask(
         self, authorization: str | None, path: str = CHAT, method: str = "POST", kind: str = "http"
