@@ -1,18 +1,38 @@
 """What the messages of the wire require of their values."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from transfer.dtypes import DTYPE_BYTES
 
 Nested: TypeAlias = "int | float | Sequence[Nested]"
+_ID = re.compile("[ -~]{1,256}")
+_ENDPOINT = re.compile("tcp://[!-~]{1,255}:([0-9]{1,5})")
+_MAX_PORT = 2**16 - 1
 
 
 def require_positive(name: str, value: float) -> None:
     """Raises ValueError unless `value` is positive and finite."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def require_id(name: str, value: str) -> None:
+    """Raises ValueError unless `value` is 1 to 256 printable ASCII characters."""
+    if _ID.fullmatch(value) is None:
+        raise ValueError(f"{name} must be 1 to 256 printable ASCII characters, got {value[:300]!r}")
+
+
+def require_endpoints(endpoints: Sequence[str]) -> None:
+    """Raises ValueError unless there is at least one, all are distinct, and each is "tcp://host:port"."""
+    if not endpoints or len(set(endpoints)) != len(endpoints):
+        raise ValueError("endpoints must be present and distinct")
+    for endpoint in endpoints:
+        found = _ENDPOINT.fullmatch(endpoint)
+        if found is None or not 0 < int(found[1]) <= _MAX_PORT:
+            raise ValueError(f"an endpoint is tcp://host:port, got {endpoint[:300]!r}")
 
 
 def require_embedding(num_tokens: int, width: int, dtype: str, expected_bytes: int) -> None:

@@ -1,5 +1,6 @@
 """The prefill worker's embedding client: fetches and releases from any thread, answered by one thread of its own."""
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -51,8 +52,9 @@ class EmbeddingClient:
     """Fetches embeddings from any number of encoders. All methods are thread-safe; `close` is idempotent.
 
     A fetch ends in exactly one of: the embedding; EncoderLost (within about `liveness_s` of the encoder's death);
-    EmbeddingNotFound, EmbeddingExpired, EmbeddingCorrupt, Busy; Incompatible, LimitExceeded, or the encoder's own
-    terminal error; DeadlineExceeded; ProtocolError; Closed.
+    EmbeddingNotFound, EmbeddingExpired, EmbeddingCorrupt, Busy, OutOfMemory; Incompatible, LimitExceeded, or the
+    encoder's own terminal error; DeadlineExceeded; ProtocolError; Closed; TriptychError itself, for a defect on
+    either side.
     """
 
     def __init__(
@@ -83,6 +85,9 @@ class EmbeddingClient:
         the client's. Errors arrive through the future. The lease goes on: call `release` once the tensor is where it
         is needed. Callbacks of the future run in the client's thread and must be short. Cancelling the future drops
         the result.
+
+        Raises:
+            ValueError: `timeout_s` is not finite.
         """
         return cast("Future[torch.Tensor]", self._fetch(ref, timeout_s, allocate, in_place=False))
 
@@ -94,6 +99,8 @@ class EmbeddingClient:
         return self._fetch(ref, timeout_s, allocate, in_place=True)
 
     def _fetch(self, ref: EmbeddingRef, timeout_s: float, allocate: Allocate | None, in_place: bool) -> ArrivedFuture:
+        if not math.isfinite(timeout_s):
+            raise ValueError(f"timeout_s must be finite, not {timeout_s}")
         allocate = allocate or self._buffers.allocate
         outcome: Arrived | TriptychError | None
         if ref.fingerprint != self._fingerprint:
@@ -113,6 +120,11 @@ class EmbeddingClient:
         if not self._thread.fetch(ref, time.monotonic() + timeout_s, future, allocate, in_place):
             return SettledFuture(Closed("the embedding client is closed"))
         return future
+
+    @property
+    def is_running(self) -> bool:
+        """Whether fetches can be begun; False once closed, or when the client's thread failed."""
+        return self._thread.is_running
 
     def release(self, ref: EmbeddingRef) -> None:
         """Tell the encoder that this transfer is done with. Fire and forget, idempotent; the lease's end is the net."""

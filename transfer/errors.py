@@ -21,7 +21,10 @@ TriptychError                      code
     └── VersionMismatch            version_mismatch     a peer speaks another protocol version
 """
 
+import logging
 from typing import ClassVar
+
+_logger = logging.getLogger(__name__)
 
 
 class TriptychError(Exception):
@@ -175,3 +178,11 @@ def error_from_code(code: str, message: str) -> TriptychError:
     if error_type is None:
         return ProtocolError(f"peer sent unknown error code {code!r}: {message}")
     return error_type(message)
+
+
+def unexpected(error: Exception) -> TriptychError:
+    """An error where any may come: a typed one as it is, any other logged, and as the root of the tree."""
+    if isinstance(error, TriptychError):
+        return error
+    _logger.error("unexpected error", exc_info=error)
+    return TriptychError(f"internal error: {type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import secrets
 import socket
 from collections.abc import Iterable
@@ -40,7 +41,8 @@ def new_transfer_id() -> str:
 def host_id() -> str:
     """Equal in two processes exactly when they can map each other's POSIX shared memory.
 
-    From the kernel's boot id, the host name and the identity of the mounted /dev/shm (containers may have their own).
+    From the kernel's boot id, the host name, the identity of the mounted /dev/shm (containers may have their own) and
+    the user, since arenas are their owner's alone.
     Where the platform has none of these, a random id: such a process shares memory with nobody.
     """
     try:
@@ -48,7 +50,8 @@ def host_id() -> str:
         mount = _SHARED_MEMORY.stat()
     except OSError:
         return secrets.token_hex(32)
-    return _digest([b"host", boot_id, socket.gethostname().encode(), f"{mount.st_dev}:{mount.st_ino}".encode()])
+    place = f"{mount.st_dev}:{mount.st_ino}:{os.getuid()}"
+    return _digest([b"host", boot_id, socket.gethostname().encode(), place.encode()])
 
 
 def _digest(fields: Iterable[bytes]) -> str:

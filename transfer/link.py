@@ -24,7 +24,7 @@ _GONE: dict[int, str] = {
 
 
 class Link(ABC):
-    """It never reconnects: a lost link is dropped and a later fetch opens another. Used by one thread.
+    """It never reconnects: a lost link is dropped and a later fetch opens another. Not thread-safe: the owner locks.
 
     Attributes:
         endpoint: the server's address.

@@ -20,7 +20,10 @@ _SMALL_LANE = 0
 
 
 class LinkTable:
-    """Opens links when they are first needed and has them polled. Used by one thread."""
+    """Opens links when they are first needed and has them polled. Not thread-safe: the owner locks.
+
+    Only `poll` runs without the lock, and `lane_of`.
+    """
 
     def __init__(self, liveness_s: float, curve: CurveKey | None, num_streams: int) -> None:
         """`num_streams`: links to each endpoint for large embeddings; with none they come by that of the small ones."""
@@ -31,7 +34,7 @@ class LinkTable:
         self._context = zmq.Context(io_threads=max(1, num_streams) if curve else 1)
         self._links: dict[tuple[str, int], Link] = {}
         self.poller = zmq.Poller()
-        self.place: Callable[[str, memoryview, int], tuple[int, memoryview] | None] = _anywhere
+        self.place: Callable[[str, int, memoryview, int], tuple[int, memoryview] | None] = _anywhere
 
     def __iter__(self) -> Iterator[Link]:
         return iter(list(self._links.values()))
@@ -90,10 +93,10 @@ class LinkTable:
         address = _numeric(endpoint)
         if lane == _SMALL_LANE or self._curve is not None or address is None:
             return ZmqLink(self._context, endpoint, self._liveness_s, self._curve)
-        return StreamLink(endpoint, address, self._liveness_s, partial(self.place, endpoint))
+        return StreamLink(endpoint, address, self._liveness_s, partial(self.place, endpoint, lane))
 
 
-def _anywhere(endpoint: str, first: memoryview, num_bytes: int) -> None:
+def _anywhere(endpoint: str, lane: int, first: memoryview, num_bytes: int) -> None:
     return None
 
 

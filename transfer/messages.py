@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from transfer.checks import Nested, flatten, require_embedding, require_positive
+from transfer.checks import Nested, flatten, require_embedding, require_endpoints, require_id, require_positive
 from transfer.errors import TriptychError, error_from_code
 from transfer.plain import from_plain, to_plain
 
@@ -104,8 +104,9 @@ class EmbeddingRef:
     fingerprint: str
 
     def __post_init__(self) -> None:
-        if not self.endpoints or len(set(self.endpoints)) != len(self.endpoints):
-            raise ValueError("endpoints must be present and distinct")
+        require_id("item_key", self.item_key)
+        require_id("transfer_id", self.transfer_id)
+        require_endpoints(self.endpoints)
         require_embedding(self.num_tokens, self.width, self.dtype, self.expected_bytes)
 
     def to_dict(self) -> dict[str, object]:
@@ -138,6 +139,9 @@ class EncodeTicket:
     fingerprint: str
 
     def __post_init__(self) -> None:
+        require_id("item_key", self.item_key)
+        require_id("transfer_id", self.transfer_id)
+        require_endpoints(self.endpoints)
         require_embedding(self.num_tokens, self.width, self.dtype, self.expected_bytes)
 
     def ref(self) -> EmbeddingRef:

@@ -131,6 +131,11 @@ class Fetch:
         """As `allocate`, for another try: the memory that this one has, if it has any."""
         return self.allocate(num_bytes) if self._tensor is None else self._buffer
 
+    def give_back(self) -> None:
+        """It failed: nobody will use what an encoder holds for it."""
+        if self._held is not None:
+            self._held.close()
+
     @property
     def begun(self) -> bool:
         """Whether a part has been taken."""

@@ -20,6 +20,10 @@ from transfer.link import Link
 from transfer.zmtp import GREETING, PING, Place, ZmtpReader, frame
 
 _SCRATCH_BYTES = 4096
+_MAX_COMMANDS = 64
+"""Commands of a peer, such as pings, that are taken before other links have their turn."""
+_MAX_QUEUED_ANSWERS = 16
+"""A peer that does not read them needs no more."""
 
 
 class StreamLink(Link):
@@ -43,6 +47,7 @@ class StreamLink(Link):
         self._queued: deque[memoryview] = deque([memoryview(GREETING)])
         self._until_ready: list[bytes] = []
         self._lost: str | None = None
+        self._has_ended = False  # nothing more can be read
         self._liveness_s = liveness_s
         self._quiet_since = time.monotonic()  # since when neither the peer nor a ping of ours was heard
         self._unanswered_since: float | None = None  # the first ping after the peer was last heard
@@ -83,8 +88,9 @@ class StreamLink(Link):
 
     def receive(self) -> list[memoryview] | None:
         self._write()
+        last_command = self._reader.num_commands + _MAX_COMMANDS
         while (message := self._reader.next_message()) is None:
-            if self._lost is not None or not self._read():
+            if self._has_ended or self._reader.num_commands >= last_command or not self._read():
                 return None
         return message
 
@@ -152,10 +158,10 @@ class StreamLink(Link):
         except BlockingIOError:
             return False
         except OSError as error:
-            self._lose(error)
+            self._has_ended = self._lose(error)
             return False
         except ProtocolError as error:
-            self._lost = f"does not speak our protocol: {error}"
+            self._lost, self._has_ended = f"does not speak our protocol: {error}", True
             return False
         return True
 
@@ -164,7 +170,7 @@ class StreamLink(Link):
         is_small = self._unfilled.nbytes <= _SCRATCH_BYTES
         num_bytes = self._socket.recv_into(self._scratch if is_small else self._unfilled)
         if not num_bytes:
-            self._lost = "closed the connection"
+            self._lost, self._has_ended = self._lost or "closed the connection", True
             return False
         self._hear()
         if is_small:
@@ -182,14 +188,18 @@ class StreamLink(Link):
 
     def _answer(self) -> None:
         while self._reader.answers:
-            self._queued.append(memoryview(self._reader.answers.popleft()))
+            answer = self._reader.answers.popleft()
+            if len(self._queued) < _MAX_QUEUED_ANSWERS:
+                self._queued.append(memoryview(answer))
         if self._reader.ready and self._until_ready:
             self._queued.extend(memoryview(frame(message)) for message in self._until_ready)
             self._until_ready.clear()
         if self._queued:
             self._write()
 
-    def _lose(self, error: OSError) -> None:
+    def _lose(self, error: OSError) -> bool:
         if error.errno == errno.ENOTCONN:  # still connecting
-            return
-        self._lost = f"cannot be reached: {error.strerror}" if not self._reader.ready else f"is gone: {error.strerror}"
+            return False
+        how = "is gone" if self._reader.ready else "cannot be reached"
+        self._lost = self._lost or f"{how}: {error.strerror}"
+        return True

@@ -49,7 +49,7 @@ class ZmtpReader:
     """Reads what a peer sends: fill `wanted`, then call `advance`. Raises ProtocolError for what no peer may send.
 
     Messages have one or two frames. `answers` collects what is to be sent back, first of all READY. `placed_for` is the
-    fetch whose memory `wanted` is, while it is.
+    fetch whose memory `wanted` is, while it is. `num_commands` counts what comes beside messages.
     """
 
     def __init__(self, place: Place, max_first_bytes: int, max_second_bytes: int) -> None:
@@ -60,6 +60,7 @@ class ZmtpReader:
         self.answers: deque[bytes] = deque()
         self.ready = False
         self.placed_for: int | None = None
+        self.num_commands = 0
         self._steps = self._read()
         self.wanted = next(self._steps)
 
@@ -116,6 +117,7 @@ class ZmtpReader:
             raise ProtocolError(f"a command of {num_bytes} bytes")
         body = bytearray(num_bytes)
         yield memoryview(body)
+        self.num_commands += 1
         name, rest = bytes(body[1 : 1 + body[0]]), bytes(body[1 + body[0] :])
         if name == b"READY" and not self.ready:
             self.ready = True

@@ -58,6 +58,7 @@ PROCESS_EDGES: dict[str, str] = {
     "encoder_workers/images.py": "metadata can be broken in any way a stranger thinks of; the picture is still good",
     "encoder_workers/ranks/process.py": "the edge of a process: its encoder is told why it ends",
     "transfer/client_thread.py": "the edge of a thread: without it no fetch would end, so all are ended",
+    "transfer/exchange.py": "what the thread does for one fetch or link: its defect must not end it for the others",
     "transfer/server_thread.py": "the edge of a thread: one peer's defect must not silence it for the others",
 }
 

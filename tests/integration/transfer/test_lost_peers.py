@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from transfer import Closed, DeadlineExceeded, EncoderLost
+from transfer import Closed, DeadlineExceeded, EmbeddingRef, EncoderLost, ProtocolError
 
 TENSOR = torch.zeros(6, 4)
 FAR_S = 200.0
@@ -70,10 +70,12 @@ def test_a_port_that_never_answers_is_noticed(bench: Any, make_ref: Any) -> None
 
 def test_an_address_that_is_none_is_a_typed_error(bench: Any, make_ref: Any) -> None:
     client = bench.client()
-    for endpoint in ("nonsense", "tcp://127.0.0.1:notaport", "tcp://no-such-host.invalid:1"):
-        ref = make_ref("a" * 32, TENSOR, endpoint)
-        client.release(ref)
-        assert isinstance(client.fetch(ref, FAR_S).exception(WAIT_S), EncoderLost)
+    ref = make_ref("a" * 32, TENSOR, "tcp://no-such-host.invalid:1")
+    client.release(ref)
+    assert isinstance(client.fetch(ref, FAR_S).exception(WAIT_S), EncoderLost)
+    for endpoint in ("nonsense", "tcp://127.0.0.1:notaport", "tcp://127.0.0.1:99999", "tcp://\ud800:1", "tcp://:1"):
+        with pytest.raises(ProtocolError, match="endpoint"):
+            EmbeddingRef.from_dict(ref.to_dict() | {"endpoints": [endpoint]})
 
 
 def test_a_closing_encoder_answers_what_waits(bench: Any, eventually: Any) -> None:

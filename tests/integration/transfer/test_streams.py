@@ -30,7 +30,7 @@ from transfer.errors import DeadlineExceeded
 from transfer.messages import Chunk
 from transfer.stream import StreamLink
 from transfer.tensors import buffer_to_tensor, tensor_to_buffer
-from transfer.zmtp import GREETING, READY, command, frame
+from transfer.zmtp import GREETING, PING, READY, command, frame
 
 LARGE = torch.arange(2**20, dtype=torch.float32).view(1024, 1024)
 FAR_S = 200.0
@@ -46,6 +46,12 @@ class Peer:
         self._listener.settimeout(WAIT_S)
         self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self._socket: socket.socket | None = None
+
+    def another(self) -> "Peer":
+        """For a second connection to the same address."""
+        other = Peer.__new__(Peer)
+        other._listener, other.endpoint, other._socket = self._listener.dup(), self.endpoint, None
+        return other
 
     def accept(self) -> None:
         """Take the connection, up to the end of the handshake."""
@@ -219,6 +225,56 @@ def test_a_client_that_did_not_run_asks_before_it_believes_in_silence(peer: Peer
     assert reason_after(0.9) is None
     assert reason_after(0.9) == "fell silent"
     link.close()
+
+
+def test_a_peer_that_floods_does_not_keep_the_client_from_others(bench: Any, make_ref: Any, peer: Peer) -> None:
+    server, client = bench.server(), bench.client(ClientSettings(liveness_s=WAIT_S))
+    flooded = client.fetch(ref_at(make_ref, peer.endpoint), FAR_S)
+    peer.accept()
+    done = threading.Event()
+
+    def flood() -> None:
+        while not done.is_set():
+            peer.send(PING * 10_000)
+
+    with ThreadPoolExecutor(1) as threads:
+        flooding = threads.submit(flood)
+        try:
+            assert torch.equal(client.fetch(bench.offer(server, LARGE), FAR_S).result(WAIT_S), LARGE)
+            links = [link for link in client._thread._links if isinstance(link, StreamLink)]
+            assert max(len(link._queued) for link in links) < 100
+            assert not flooded.done()
+        finally:
+            done.set()
+            client.close()
+            flooding.exception(WAIT_S)  # the connection may end while it sends
+
+
+def test_another_stream_cannot_write_what_was_delivered(bench: Any, make_ref: Any, peer: Peer, eventually: Any) -> None:
+    client, other = bench.client(ClientSettings(liveness_s=WAIT_S, num_streams=2)), peer.another()
+    future = client.fetch(ref_at(make_ref, peer.endpoint), FAR_S)
+    peer.accept()
+    request = peer.request()
+    client.fetch(ref_at(make_ref, peer.endpoint), FAR_S)
+    other.accept()
+    other.request()
+    peer.reply(request)
+    fetch = client._thread._exchange._fetches.get(request.fetch_id)
+    assert fetch is not None
+    eventually(lambda: fetch.begun)
+    message = data_message(request.fetch_id)
+    wrong = message[: -LARGE.nbytes] + bytes([0xEE]) * LARGE.nbytes
+    other.send(wrong[: -LARGE.nbytes // 2])
+    link = client._thread._links.open(peer.endpoint, 2)
+    assert isinstance(link, StreamLink)
+    eventually(lambda: link._unfilled.nbytes == LARGE.nbytes // 2)
+    peer.send(message)
+    arrived = future.result(WAIT_S)
+    assert torch.equal(arrived, LARGE)
+    other.send(wrong[-LARGE.nbytes // 2 :])
+    eventually(lambda: link._unfilled.nbytes < LARGE.nbytes // 2)
+    assert torch.equal(arrived, LARGE)
+    other.close()
 
 
 @pytest.mark.parametrize("num_streams", [1, 2, 3])

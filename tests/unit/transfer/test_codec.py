@@ -39,20 +39,24 @@ items = st.builds(MediaItem, st.sampled_from(["image", "video", "audio"]), data=
 metadata = st.lists(st.integers(-9, 9) | st.floats(-9, 9), max_size=4).map(lambda values: Metadata.of("grid", values))
 
 
+ids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=255)
+ports = st.integers(1, 65535)
+
+
 @st.composite
 def tickets(draw: st.DrawFn) -> EncodeTicket:
     num_tokens, width = draw(sizes), draw(sizes)
     dtype, element_bytes = draw(st.sampled_from([("bfloat16", 2), ("float32", 4)]))
     return EncodeTicket(
-        item_key=draw(texts),
+        item_key=draw(ids),
         modality=draw(st.sampled_from(["image", "video", "audio"])),
         num_tokens=num_tokens,
         width=width,
         dtype=dtype,
         layout=draw(texts),
         metadata=tuple(draw(st.lists(metadata, max_size=2))),
-        transfer_id=draw(texts),
-        endpoints=(draw(texts),),
+        transfer_id=draw(ids),
+        endpoints=(f"tcp://{draw(ids)}:{draw(ports)}",),
         expected_bytes=num_tokens * width * element_bytes,
         fingerprint=draw(texts),
     )
