@@ -14,25 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from vllm.outputs import RequestOutput
 
 from cluster.continuation import Continuation
-from cluster.leases import RequestLeases
 from cluster.request import Generation, RequestContext, TicketedItem
+from cluster.retries import Retries
 from cluster.room import StageRoom
 from cluster.stages import DecodeStage, EncoderStage, PrefillStage
+from cluster.tickets import TicketSource
 from llm_workers.messages import DecodeRequest, PrefillRequest, PrefillResult
 from transfer import (
-    Busy,
-    DeadlineExceeded,
-    EncodeReply,
-    EncodeRequest,
     MediaItem,
     Modality,
     OptionValue,
@@ -42,8 +37,6 @@ from transfer import (
     TriptychError,
     WorkerLost,
 )
-
-logger = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -61,12 +54,11 @@ class Pipeline:
         attempts: int,
         busy_wait_s: float,
     ) -> None:
-        self._encoder = encoder
+        self._tickets = TicketSource(encoder, attempts)
         self._prefill_stage = prefill
         self._decode_stage = decode
         self._attempts = attempts
         self._busy_wait_s = busy_wait_s
-        self._encoder_room = StageRoom(Busy)
         self._prefill_room, self._decode_room = StageRoom(QueueFull), StageRoom(QueueFull)
 
     @property
@@ -79,7 +71,8 @@ class Pipeline:
     ) -> asyncio.Task[TicketedItem]:
         """Begin to get one item's ticket, while the rest of the request is still being read; `encode` waits for it."""
         context.trace.mark("tickets_asked")
-        task = asyncio.ensure_future(self._ticket(context, media, options))
+        wait_s = math.inf if context.asked.taken else self._busy_wait_s
+        task = asyncio.ensure_future(self._tickets.ticket(context, media, options, wait_s))
         context.asked.add(task)
         return task
 
@@ -95,6 +88,7 @@ class Pipeline:
         try:
             tickets = list(await asyncio.gather(*tasks))
             context.trace.mark("tickets_taken")
+            context.asked.taken = True
             return tickets
         except TriptychError as error:
             index = next((i for i, task in enumerate(tasks) if task.done() and task.exception() is error), 0)
@@ -112,7 +106,7 @@ class Pipeline:
                 sequence that cannot be split.
         """
         continuation = Continuation(generation.params)
-        attempt = 1
+        retries = Retries(context, self._attempts)
         while True:
             given = continuation.given
             try:
@@ -120,6 +114,8 @@ class Pipeline:
                     async for output in outputs:
                         continuation.add(output)
                         yield output
+                if not continuation.finished:
+                    raise WorkerLost("the stream of tokens ended before its last one")
                 return
             except QueueFull:
                 raise  # It has been waited for.
@@ -130,9 +126,8 @@ class Pipeline:
                     raise
                 # Prefill gives a token with every attempt; that alone gets a sequence nowhere.
                 if len(continuation.given) - len(given) > (0 if self._prefill_stage is None else 1):
-                    attempt = 1
-                await self._pause_or_raise(context, attempt, error)
-                attempt += 1
+                    retries.start_over()
+                await retries.pause_or_raise(error)
                 generation = await self._with_live_tickets(context, generation, error)
 
     async def _attempt(
@@ -143,94 +138,84 @@ class Pipeline:
         Args:
             given: tokens of the answer that the client has already: computed with the prompt, not generated again.
         """
-        prompt = generation.prompt.followed_by(given)
-        prefilled = None
-        wait_s = math.inf if given or generation.items else self._busy_wait_s
-        if (stage := self._prefill_stage) is not None:
-            request = PrefillRequest(
-                request_id=generation.request_id,
-                prompt=prompt,
-                params=generation.params,
-                embeddings=generation.refs(),
-                timeout_s=context.deadline.remaining_s(),
-                options=generation.options,
-                num_given_tokens=len(given),
-            )
-            context.trace.mark("prefill_called")
-            prefilled = await self._prefill_room.call(
-                context, wait_s, lambda: stage.prefill(replace(request, timeout_s=context.deadline.remaining_s()))
-            )
-            wait_s = math.inf
-            context.trace.mark("prefill_returned")
-            context.trace.mark_engine("prefill", prefilled.output)
-            context.leases.hand_over(generation.refs())
+        prefilled = await self._prefilled(context, generation, given)
         begun = False
         try:
             if prefilled is not None and prefilled.gives_first_token:
                 context.trace.mark("first_output")
                 given = (*given, *prefilled.output.outputs[0].token_ids)
-                prompt = generation.prompt.followed_by(given)
+                ended = prefilled.output.finished  # Read now: whoever merges sequences writes it.
                 yield prefilled.output
-            decode_request = DecodeRequest(
-                request_id=generation.request_id,
-                prompt=prompt,
-                params=generation.params,
-                kv_params=prefilled.kv_params if prefilled else None,
-                embeddings=() if prefilled else generation.refs(),
-                timeout_s=context.deadline.remaining_s(),
-                options=generation.options,
-                num_given_tokens=len(given),
-            )
-            context.trace.mark("decode_called")
-            decoded = self._decode_room.stream(
-                context,
-                wait_s,
-                lambda: self._decode_stage.decode(replace(decode_request, timeout_s=context.deadline.remaining_s())),
-            )
-            async with contextlib.aclosing(decoded) as outputs:
+                if ended:
+                    return
+            async with contextlib.aclosing(self._decoded(context, generation, given, prefilled)) as outputs:
                 async for output in outputs:
                     if not begun:
                         begun = True
-                        context.trace.mark("first_output")
-                        context.trace.mark("decode_output")
-                        context.trace.mark_engine("decode", output)
-                        if not given:
-                            _complete_first_output(output, prefilled)
-                        context.leases.hand_over(generation.refs())
+                        _trace_decode(context, output)
+                        if prefilled is None:
+                            _give_up_computed(context, generation)
+                        elif not given:
+                            output.prompt_logprobs = prefilled.output.prompt_logprobs
+                    if prefilled is not None:
+                        # Decode counts what it pulled; and readers of a stream take the last output's word.
+                        output.num_cached_tokens = prefilled.output.num_cached_tokens
                     yield output
         finally:
             if prefilled is not None and not begun:
                 await self._release_kv(generation.request_id, prefilled)
 
-    async def _ticket(
-        self, context: RequestContext, media: MediaItem, options: tuple[tuple[str, OptionValue], ...]
-    ) -> TicketedItem:
-        if self._encoder is None:
-            raise TerminalError("this service has no encoder stage: it takes text only")
-        stage = self._encoder
+    async def _prefilled(
+        self, context: RequestContext, generation: Generation, given: tuple[int, ...]
+    ) -> PrefillResult | None:
+        """What prefill made of the prompt, whose leases end with that; None without a prefill stage."""
+        if self._prefill_stage is None:
+            return None
+        stage = self._prefill_stage
+        request = PrefillRequest(
+            request_id=generation.request_id,
+            prompt=generation.prompt.followed_by(given),
+            params=generation.params,
+            embeddings=generation.refs(),
+            timeout_s=context.deadline.remaining_s(),
+            options=generation.options,
+            num_given_tokens=len(given),
+        )
+        context.trace.mark("prefill_called")
+        prefilled = await self._prefill_room.call(
+            context,
+            self._first_wait_s(generation, given),
+            lambda: stage.prefill(replace(request, timeout_s=context.deadline.remaining_s())),
+        )
+        context.trace.mark("prefill_returned")
+        context.trace.mark_engine("prefill", prefilled.output)
+        _give_up_computed(context, generation)
+        return prefilled
 
-        async def reply_with_room() -> EncodeReply:
-            timeout_s = context.deadline.remaining_s()
-            request = EncodeRequest(context.request_id, (media,), options, context.tenant, timeout_s)
-            reply = await _reply_or_release(stage.encode(request), timeout_s, context.leases)
-            if reply.failures:
-                raise reply.failures[0].to_error()
-            return reply
+    def _decoded(
+        self, context: RequestContext, generation: Generation, given: tuple[int, ...], prefilled: PrefillResult | None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Decode's outputs, behind what prefill computed if there is such a stage."""
+        request = DecodeRequest(
+            request_id=generation.request_id,
+            prompt=generation.prompt.followed_by(given),
+            params=generation.params,
+            kv_params=prefilled.kv_params if prefilled else None,
+            embeddings=() if prefilled else generation.refs(),
+            timeout_s=context.deadline.remaining_s(),
+            options=generation.options,
+            num_given_tokens=len(given),
+        )
+        context.trace.mark("decode_called")
+        return self._decode_room.stream(
+            context,
+            math.inf if prefilled else self._first_wait_s(generation, given),
+            lambda: self._decode_stage.decode(replace(request, timeout_s=context.deadline.remaining_s())),
+        )
 
-        attempt = 1
-        while True:
-            try:
-                reply = await self._encoder_room.call(context, self._busy_wait_s, reply_with_room)
-            except Busy:
-                raise  # It has been waited for.
-            except RetryableError as error:
-                await self._pause_or_raise(context, attempt, error)
-                attempt += 1
-                continue
-            (ticket,) = reply.tickets
-            assert ticket is not None
-            context.leases.take(ticket.ref())
-            return TicketedItem(media, options, ticket)
+    def _first_wait_s(self, generation: Generation, given: tuple[int, ...]) -> float:
+        """For how long the stage that computes the prompt is waited for: without end where another has worked."""
+        return math.inf if given or generation.items else self._busy_wait_s
 
     async def _release_kv(self, request_id: str, prefilled: PrefillResult) -> None:
         """Have prefill free a KV cache that no decode worker took; its lease there ends it otherwise."""
@@ -243,56 +228,25 @@ class Pipeline:
         """The generation with tickets that can be fetched: the same ones when only an engine died, else new ones."""
         if isinstance(error, WorkerLost) and all(context.leases.holds(ref) for ref in generation.refs()):
             return generation
-        items = []
         for item in generation.items:
             context.leases.drop(item.ticket.ref())
-            items.append(await self._ticket(context, item.media, item.options))
+        asked = [(item.media.modality, self.ask(context, item.media, item.options)) for item in generation.items]
+        items = await self.encode(context, asked)
         if any(old.ticket.item_key != new.ticket.item_key for old, new in zip(generation.items, items, strict=True)):
             # The prompt's length and hashes were made from the old content, for example of a URL that changed.
             raise TerminalError("a media item changed while the request was being served")
         return replace(generation, items=tuple(items))
 
-    async def _pause_or_raise(self, context: RequestContext, attempt: int, error: RetryableError) -> None:
-        """Wait before another try, or raise `error` when it was the last one."""
-        if attempt == self._attempts:
-            raise error
-        logger.info("request %s: attempt %d failed (%s), trying again", context.request_id, attempt, error)
-        pause_s = 0.1 * 4 ** (attempt - 1)
-        if pause_s >= context.deadline.remaining_s():
-            raise error
-        context.trace.retried(error.code)
-        await asyncio.sleep(pause_s)
+
+def _give_up_computed(context: RequestContext, generation: Generation) -> None:
+    """The prompt is computed: its engine has released the leases that it was given, and nobody wants the others."""
+    context.leases.hand_over(generation.refs())
+    for ref in generation.spare_refs():
+        context.leases.drop(ref)
 
 
-async def _reply_or_release(
-    call: Coroutine[Any, Any, EncodeReply], timeout_s: float, leases: RequestLeases
-) -> EncodeReply:
-    """The encoder's reply; when the caller leaves before it is there, its leases are given up as soon as it comes.
-
-    Raises:
-        DeadlineExceeded: `timeout_s` passed.
-    """
-    task = asyncio.ensure_future(call)
-
-    def take_late(done: asyncio.Task[EncodeReply]) -> None:
-        if not done.cancelled() and done.exception() is None:
-            for ticket in done.result().tickets:
-                if ticket is not None:
-                    leases.take(ticket.ref())
-
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await asyncio.shield(task)
-    except TimeoutError as error:
-        task.add_done_callback(take_late)
-        raise DeadlineExceeded("the request's time ended while it waited for a ticket") from error
-    except asyncio.CancelledError:
-        task.add_done_callback(take_late)
-        raise
-
-
-def _complete_first_output(output: RequestOutput, prefilled: PrefillResult | None) -> None:
-    """Add what only prefill knows: it alone computed the prompt."""
-    if prefilled is not None:
-        output.prompt_logprobs = prefilled.output.prompt_logprobs
-        output.num_cached_tokens = prefilled.output.num_cached_tokens
+def _trace_decode(context: RequestContext, output: RequestOutput) -> None:
+    """Note when decode's first output came; it is the client's first one where prefill gave none."""
+    context.trace.mark("first_output")
+    context.trace.mark("decode_output")
+    context.trace.mark_engine("decode", output)

@@ -76,14 +76,12 @@ class LLMReplica:
     async def record_routing_stats(self) -> dict[str, Any]:
         """What the routers of `cluster.routing` go by; Ray asks every `REPORT_PERIOD_S`."""
         stats = self._worker.stats()
-        # The engine reports after steps: after one that was its last for a while the cache empties unseen.
-        use = stats.kv_cache_use if stats.num_running else 0.0
         return to_stats(
             EngineReport(
                 costs=self._placed.costs(),
                 kv_cache_tokens=stats.kv_cache_tokens,
-                kv_cache_use=round(use, 3),
-                uncounted_tokens=round(self._uncounted.of(use * stats.kv_cache_tokens)),
+                kv_cache_use=round(stats.kv_cache_use, 3),
+                uncounted_tokens=round(self._uncounted.of(stats.kv_cache_use * stats.kv_cache_tokens)),
             )
         )
 
@@ -144,8 +142,10 @@ class IngressReplica:
         return dict(zip(self._handles, answers, strict=True))
 
     def __del__(self) -> None:
-        self._leases.close()
-        self._process.close()
+        if hasattr(self, "_leases"):  # Ray runs this after a failed start as well.
+            self._leases.close()
+        if hasattr(self, "_process"):
+            self._process.close()
 
 
 async def _stats_of(handle: DeploymentHandle) -> list[Any]:

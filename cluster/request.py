@@ -15,10 +15,15 @@ from transfer import EmbeddingRef, EncodeTicket, MediaItem, OptionValue
 
 
 class AskedTickets:
-    """The tickets that a request has asked for; its end cancels those that nobody waited for."""
+    """The tickets that a request has asked for; its end cancels those that nobody waited for.
+
+    Attributes:
+        taken: whether the request has had all tickets of a prompt, so that the encoders have worked for it.
+    """
 
     def __init__(self) -> None:
         self._tasks: list[asyncio.Task[TicketedItem]] = []
+        self.taken = False
 
     def add(self, task: asyncio.Task[TicketedItem]) -> None:
         """Take one more."""
@@ -65,3 +70,8 @@ class Generation:
     def refs(self) -> tuple[EmbeddingRef, ...]:
         """One reference per distinct item."""
         return tuple({item.ticket.item_key: item.ticket.ref() for item in self.items}.values())
+
+    def spare_refs(self) -> tuple[EmbeddingRef, ...]:
+        """The references beyond those: each occurrence of an item has a ticket, an engine fetches one of them."""
+        fetched = {ref.transfer_id for ref in self.refs()}
+        return tuple(ref for item in self.items if (ref := item.ticket.ref()).transfer_id not in fetched)

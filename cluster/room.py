@@ -67,7 +67,9 @@ class StageRoom:
         pause_s = wait.next_pause_s()
         if not pause_s:
             raise error
-        wait.context.trace.retried(error.code)
+        if not wait.counted:  # One wait is one retry, however often it asks.
+            wait.counted = True
+            wait.context.trace.retried(error.code)
         self._full_until = max(self._full_until, time.monotonic() + pause_s)
         await asyncio.sleep(pause_s)
 
@@ -77,6 +79,7 @@ class _Wait:
 
     def __init__(self, context: RequestContext, wait_s: float) -> None:
         self.context = context
+        self.counted = False
         self._ends = time.monotonic() + min(wait_s, context.deadline.remaining_s())
         self._pause_s = _FIRST_PAUSE_S / 2
 

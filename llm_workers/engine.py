@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -24,7 +24,7 @@ from llm_workers.engine_input import engine_input
 from llm_workers.first_token import FirstTokens
 from llm_workers.messages import GenerateOptions, KVParams, Prompt
 from llm_workers.resumed_sequence import ResumedSequence
-from transfer import DeadlineExceeded, QueueFull, WorkerLost
+from transfer import BadMedia, DeadlineExceeded, QueueFull, WorkerLost
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +67,8 @@ class LanguageModelEngine:
         if not block_size or engine.model_config.is_hybrid or engine.model_config.is_attention_free:
             return None
         tokenizer = None if engine.model_config.skip_tokenizer_init else engine.get_tokenizer()
-        generation = engine.model_config.try_get_generation_config().get("eos_token_id")
-        stops = [generation] if isinstance(generation, int) else list(generation or ())
-        if tokenizer is not None and tokenizer.eos_token_id is not None:
-            stops.append(tokenizer.eos_token_id)
-        return FirstTokens(tokenizer, block_size, frozenset(stops))
+        eos_token_id = engine.renderer.get_eos_token_id()
+        return FirstTokens(tokenizer, block_size, eos_token_id, engine.model_config.try_get_generation_config())
 
     async def generate(
         self,
@@ -91,6 +88,7 @@ class LanguageModelEngine:
             num_given_tokens: how many tokens at the prompt's end are the beginning of the answer (see DecodeRequest).
 
         Raises:
+            BadMedia: the engine does not take this prompt or these parameters.
             DeadlineExceeded: `timeout_s` passed; the request is aborted.
             QueueFull: as many prompt tokens wait as the stage allows.
             WorkerLost: the engine's process died.
@@ -133,6 +131,9 @@ class LanguageModelEngine:
         except GracefulHTTPError as error:
             # Only admission ends so, before the engine has taken anything: what kv_params stand for is still there.
             raise QueueFull("the engine's queue is full") from error
+        except VLLMClientError as error:
+            # The one typed error that is the client's to correct, whatever it was in the request.
+            raise BadMedia(str(error)) from error
         finally:
             deadline.close()
 

@@ -60,6 +60,8 @@ def engine_args(config: TriptychConfig, role: EngineRole, path: EmbeddingPath | 
         distributed_executor_backend=_executor(config.device, stage.tensor_parallel_size),
         mm_processor_cache_gb=0,
         max_num_queued_tokens=stage.max_queued_tokens,
+        # A grammar begins behind the reasoning, and a budget ends it: the engine has to know where that is, too.
+        reasoning_parser=config.ingress.reasoning_parser or "",
     )
     if config.encoder is not None:
         args.language_model_only = True

@@ -7,6 +7,7 @@ computes first. Where this could give another answer than one engine gives, deco
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
@@ -42,12 +43,14 @@ class FirstTokens:
 
     Attributes:
         block_size: tokens of a block of the KV cache.
-        stop_token_ids: tokens that may end an answer of this model.
+        eos_token_id: the token that ends an answer.
+        generation_config: the checkpoint's, as vLLM reads it; it may name more such tokens.
     """
 
     tokenizer: TokenizerLike | None
     block_size: int
-    stop_token_ids: frozenset[int]
+    eos_token_id: int | None
+    generation_config: dict[str, Any]
 
     def sampling(self, request: PrefillRequest) -> SamplingParams | None:
         """Parameters of a prefill step that samples the first token; None where decode has to."""
@@ -64,12 +67,18 @@ class FirstTokens:
             return None
         return one_token_step(params, num_given)
 
-    def begin_answer(self, request: PrefillRequest, output: RequestOutput) -> bool:
-        """Make the output of that step the first one of the answer; False where its token may be the last one."""
+    def begin_answer(self, request: PrefillRequest, output: RequestOutput) -> None:
+        """Make the output of that step the first one of the answer, and the last one where its token ends it.
+
+        Decode must not sample such a token again: an answer that ends at once would come too seldom.
+        """
         (completion,) = output.outputs
-        if not self.stop_token_ids.union(request.params.stop_token_ids or ()).isdisjoint(completion.token_ids):
-            return False
-        output.finished, completion.finish_reason = False, None
+        (token_id,) = completion.token_ids
+        params = request.params.clone()
+        params.update_from_generation_config(self.generation_config, self.eos_token_id)
+        at_eos = token_id == params.eos_token_id
+        output.finished = at_eos or token_id in (params.stop_token_ids or ())
+        completion.finish_reason = "stop" if output.finished else None
+        completion.stop_reason = token_id if output.finished and not at_eos else None
         token_ids, num_given = request.prompt.token_ids, request.num_given_tokens
         ResumedSequence(self.tokenizer, token_ids, num_given, request.params).complete(output)
-        return not output.finished

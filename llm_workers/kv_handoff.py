@@ -50,6 +50,7 @@ def prefill_sampling(params: SamplingParams, num_given_tokens: int) -> SamplingP
     step.bad_words = None
     step.logprobs = None
     step.structured_outputs = None
+    step.thinking_token_budget = None
     # Greedy and without penalties: the cheapest way to a token that nobody sees.
     step.temperature = 0.0
     step.top_p = 1.0

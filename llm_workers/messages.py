@@ -84,8 +84,8 @@ class PrefillResult:
 
     Attributes:
         output: vLLM's output of the prefill step; it holds prompt logprobs and cache statistics.
-        gives_first_token: `output` is the first one of the answer, as decode would give it; decode is to go on behind
-            its token.
+        gives_first_token: `output` is the first one of the answer, as decode would give it; unless it is finished,
+            decode is to go on behind its token.
     """
 
     kv_params: KVParams

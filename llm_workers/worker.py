@@ -130,10 +130,15 @@ class LLMWorker:
         )
         async with contextlib.aclosing(outputs):
             output = [output async for output in outputs][-1]
-        if output.kv_transfer_params is None:
+        kv_params = output.kv_transfer_params
+        if kv_params is None:
             raise TriptychError("the prefill engine kept no KV cache: check kv_transfer.connector")
-        gives_first_token = bool(first_tokens and sampling and first_tokens.begin_answer(request, output))
-        return PrefillResult(output.kv_transfer_params, output, gives_first_token)
+        # The output may be the first one of the answer, and vLLM's application tells clients what it finds there.
+        output.kv_transfer_params = None
+        if first_tokens is None or sampling is None:
+            return PrefillResult(kv_params, output)
+        first_tokens.begin_answer(request, output)
+        return PrefillResult(kv_params, output, gives_first_token=True)
 
     async def decode(self, request: DecodeRequest) -> AsyncGenerator[RequestOutput, None]:
         """Generate; yields vLLM's outputs of the kind that `request.params.output_kind` asks for.
@@ -166,7 +171,8 @@ class LLMWorker:
             num_prompt_tokens=account.num_prompt_tokens,
             num_generated_tokens=account.num_generated_tokens,
             embedding_bytes=account.embedding_bytes,
-            kv_cache_use=load.kv_cache_use,
+            # The engine reports after steps: after one that was its last for a while the cache empties unseen.
+            kv_cache_use=load.kv_cache_use if account.num_running else 0.0,
             kv_cache_tokens=load.kv_cache_tokens,
             num_unanswered_prompts=len(unanswered),
             num_unanswered_tokens=sum(unanswered),

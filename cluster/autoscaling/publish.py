@@ -76,8 +76,7 @@ class EngineSignals:
             DONE_TOKENS: float(done),
             BUSY_S: busy_s,
             SEQUENCES: float(stats.num_running),
-            # The engine reports after steps: after one that was its last for a while the cache empties unseen.
-            KV_CACHE_USE: stats.kv_cache_use if stats.num_running else 0.0,
+            KV_CACHE_USE: stats.kv_cache_use,
             TOKEN_GAPS: float(stats.num_token_gaps),
             TOKEN_GAPS_S: stats.token_gaps_s,
         }

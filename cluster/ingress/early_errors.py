@@ -12,6 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _ERROR_EVENT = b'data: {"error":'
+_OF_THE_BODY = (b"content-type", b"content-length")
 
 
 class EarlyErrorMiddleware:
@@ -47,14 +48,16 @@ class _Answer:
             error = _first_error(message)
             if error is not None:
                 self._replaced = True
-                await self._send_error(error)
+                await self._send_error(error, held)
                 return
             await self._send(held)
         await self._send(message)
 
-    async def _send_error(self, error: dict[str, Any]) -> None:
+    async def _send_error(self, error: dict[str, Any], held: Message) -> None:
+        """The error as an answer, under the headers that the application gave its stream, such as those of CORS."""
         body = json.dumps(error).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers = [(name, value) for name, value in held["headers"] if name not in _OF_THE_BODY]
+        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await self._send({"type": "http.response.start", "status": error["error"]["code"], "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 

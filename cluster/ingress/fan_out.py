@@ -23,6 +23,7 @@ async def merge_sequences(
     tasks = [asyncio.ensure_future(_drain(index, child, entries)) for index, child in enumerate(children)]
     final: dict[int, RequestOutput] = {}
     running = len(children)
+    unfinished = set(range(running))
     try:
         while running:
             index, entry = await entries.get()
@@ -36,7 +37,9 @@ async def merge_sequences(
             if params.output_kind is RequestOutputKind.FINAL_ONLY:
                 final[index] = entry
                 continue
-            entry.finished = entry.finished and running == 1
+            if entry.finished:  # Not the child's end, which may come behind the last outputs of all others.
+                unfinished.discard(index)
+            entry.finished = not unfinished
             yield entry
         if final:
             whole = final[0]

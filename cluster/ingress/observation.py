@@ -15,11 +15,13 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from cluster.metrics import registry
 from cluster.metrics.instruments import Instruments
 from cluster.tracing import Tracing
+from transfer import Busy, QueueFull
 
 logger = logging.getLogger(__name__)
 
 GENERATION_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
-_OVERLOAD = (429, 503)
+_NO_ROOM = (None, Busy.code, QueueFull.code)
+"""Errors with which a 503 is for want of room: those of full stages, or none where no stage was asked at all."""
 
 _current: ContextVar[RequestObservation | None] = ContextVar("triptych_observation", default=None)
 
@@ -75,6 +77,10 @@ class RequestObservation:
         """Seconds per token after the first, of each sequence that has more than one."""
         return [(s.last - s.first) / (s.num_tokens - 1) for s in self._sequences.values() if s.num_tokens > 1]
 
+    def was_shed(self, status: int | None) -> bool:
+        """Whether the answer of this status turned the request away for want of room."""
+        return status == 429 or (status == 503 and self.error_code in _NO_ROOM)
+
     def outcome(self, status: int | None, complete: bool) -> str:
         """How the request ended, for the metric `triptych_requests_total`.
 
@@ -82,7 +88,7 @@ class RequestObservation:
             status: of the answer; None when there was none.
             complete: whether the answer was sent to its end.
         """
-        if status is not None and (400 <= status < 500 or status in _OVERLOAD):
+        if (status is not None and 400 <= status < 500) or self.was_shed(status):
             return "rejected"
         if (status is not None and status >= 500) or (self.error_code is not None and status is not None):
             return "failed"
@@ -128,7 +134,7 @@ class RequestObserver:
         logger.info("%s ended: %s, status %s, %.3f s", observation.path, outcome, status, duration_s)
         labels = {"modality": observation.modality}
         self.instruments.count(registry.REQUESTS, labels={**labels, "outcome": outcome})
-        if status in _OVERLOAD:
+        if observation.was_shed(status):
             self.instruments.count(registry.SHED, labels={"status": str(status)})
         if (first_token_s := observation.first_token_s()) is not None:
             self.instruments.observe(registry.TIME_TO_FIRST_TOKEN, first_token_s, labels)

@@ -47,8 +47,8 @@ class Metric:
 REQUESTS = Metric(
     "triptych_requests_total",
     "counter",
-    "Generation requests that ended, by what was in them and how they ended: finished, rejected (4xx, 429, 503), "
-    "failed (other 5xx, or an error inside a stream) or cancelled.",
+    "Generation requests that ended, by what was in them and how they ended: finished, rejected (4xx, or a 503 for "
+    "want of room), failed (other 5xx, or an error inside a stream) or cancelled.",
     ("modality", "outcome"),
 )
 REQUESTS_RUNNING = Metric("triptych_requests_running", "gauge", "HTTP requests that an ingress replica has under way.")

@@ -16,7 +16,8 @@ async def _answer_of(bodies: list[bytes], content_type: bytes = b"text/event-str
     sent: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", content_type)]})
+        headers = [(b"content-type", content_type), (b"access-control-allow-origin", b"*")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         for body in bodies:
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -35,8 +36,18 @@ async def test_error_before_the_first_event_becomes_the_answer() -> None:
     sent = await _answer_of([b"data: " + json.dumps(_ERROR).encode() + b"\n\n", b"data: [DONE]\n\n"])
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == 400
-    assert (b"content-type", b"application/json") in sent[0]["headers"]
     assert json.loads(sent[1]["body"]) == _ERROR
+
+
+async def test_the_answer_has_the_headers_of_the_stream_but_those_of_its_body() -> None:
+    """Without those of CORS a browser does not show a page the error."""
+    sent = await _answer_of([b"data: " + json.dumps(_ERROR).encode() + b"\n\n"])
+    assert dict(sent[0]["headers"]) == {
+        b"access-control-allow-origin": b"*",
+        b"content-type": b"application/json",
+        b"content-length": str(len(sent[1]["body"])).encode(),
+    }
+    assert len(sent[0]["headers"]) == 3
 
 
 async def test_error_after_the_first_event_stays_in_the_stream() -> None:

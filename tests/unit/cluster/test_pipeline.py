@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import pytest
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -13,7 +13,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from cluster.deadline import Deadline
 from cluster.leases import RequestLeases
 from cluster.pipeline import Pipeline
-from cluster.request import AskedTickets, Generation, RequestContext
+from cluster.request import AskedTickets, Generation, RequestContext, TicketedItem
 from cluster.trace import RequestTrace
 from llm_workers.messages import DecodeRequest, GenerateOptions, KVParams, PrefillRequest, PrefillResult, Prompt
 from transfer import (
@@ -26,6 +26,7 @@ from transfer import (
     EncodeTicket,
     ItemFailure,
     MediaItem,
+    Modality,
     QueueFull,
     TriptychError,
     WorkerLost,
@@ -50,8 +51,19 @@ class ScriptedEncoder:
     def __init__(self, script: Script = ()) -> None:
         self.script = list(script)
         self.num_tickets = 0
+        self.num_under_way = 0
+        self.most_under_way = 0
 
     async def encode(self, request: EncodeRequest) -> EncodeReply:
+        self.num_under_way += 1
+        self.most_under_way = max(self.most_under_way, self.num_under_way)
+        try:
+            await asyncio.sleep(0)
+            return self._reply(request)
+        finally:
+            self.num_under_way -= 1
+
+    def _reply(self, request: EncodeRequest) -> EncodeReply:
         error = self.script.pop(0) if self.script else None
         if isinstance(error, BadMedia):
             return EncodeReply(request.request_id, (None,), (ItemFailure(0, error.code, error.message),))
@@ -81,6 +93,7 @@ class ScriptedPrefill:
     def __init__(self, script: Script = (), *, gives_first_token: bool = False) -> None:
         self.script = list(script)
         self.gives_first_token = gives_first_token
+        self.ends_answers = False
         self.transfers: list[list[str]] = []
         self.prompts: list[tuple[list[int], int]] = []
 
@@ -92,17 +105,29 @@ class ScriptedPrefill:
             raise error
         cache = {"cache": len(self.transfers)}
         if self.gives_first_token:
-            return PrefillResult(cache, _output("p", finished=False), gives_first_token=True)
+            return PrefillResult(cache, _output("p", finished=self.ends_answers), gives_first_token=True)
         return PrefillResult(cache, _output("", finished=True))
 
 
 class ScriptedDecode:
-    """Yields two outputs; an error of its script comes before them, one of `late` between, one of `last` after them."""
+    """Yields two outputs; an error of its script comes before them, one of `late` between, one of `last` after them.
 
-    def __init__(self, script: Script = (), late: Script = (), last: Script = ()) -> None:
+    `cuts`: of one call each, how many outputs it yields before its stream just ends; `on_output` is called before each.
+    """
+
+    def __init__(
+        self,
+        script: Script = (),
+        late: Script = (),
+        last: Script = (),
+        cuts: Sequence[int] = (),
+        on_output: Callable[[], None] = lambda: None,
+    ) -> None:
         self.script = list(script)
         self.late = list(late)
         self.last = list(last)
+        self.cuts = list(cuts)
+        self.on_output = on_output
         self.requests: list[DecodeRequest] = []
         self.released: list[KVParams] = []
 
@@ -111,10 +136,17 @@ class ScriptedDecode:
         error = self.script.pop(0) if self.script else None
         if error is not None:
             raise error
+        cut = self.cuts.pop(0) if self.cuts else 2
+        if cut == 0:
+            return
+        self.on_output()
         yield _output("a", finished=False)
+        if cut == 1:
+            return
         late = self.late.pop(0) if self.late else None
         if late is not None:
             raise late
+        self.on_output()
         yield _output("b", finished=True)
         last = self.last.pop(0) if self.last else None
         if last is not None:
@@ -173,6 +205,10 @@ class Run:
         finally:
             self.context.asked.close()
             self.context.leases.close()
+
+
+def _asked(run: Run, url: str) -> tuple[Modality, asyncio.Task[TicketedItem]]:
+    return "image", run.pipeline.ask(run.context, MediaItem("image", url=url), ())
 
 
 async def test_leases_go_to_prefill_with_its_success() -> None:
@@ -239,6 +275,20 @@ async def test_decode_goes_on_behind_the_first_token_that_prefill_gave() -> None
     assert not decode.released
 
 
+async def test_an_answer_that_ends_with_the_token_of_prefill_is_not_decoded() -> None:
+    prefill, decode = ScriptedPrefill(gives_first_token=True), ScriptedDecode()
+    prefill.ends_answers = True
+    run = Run(ScriptedEncoder(), prefill, decode)
+    generation = Generation("r", Prompt([1, 2]), (), _streamed(), GenerateOptions())
+    outputs = run.pipeline.generate(run.context, generation)
+    first = await anext(outputs)
+    first.finished = False  # As where other sequences of the same prompt go on.
+    with pytest.raises(StopAsyncIteration):
+        await anext(outputs)
+    assert not decode.requests
+    assert decode.released == [{"cache": 1}]
+
+
 async def test_a_decode_lost_behind_the_first_token_is_followed_by_another() -> None:
     prefill = ScriptedPrefill(gives_first_token=True)
     decode = ScriptedDecode([WorkerLost("dead")])
@@ -298,6 +348,89 @@ async def test_a_replica_lost_after_the_last_token_is_no_loss() -> None:
     decode = ScriptedDecode(last=[WorkerLost("dead")])
     assert await Run(ScriptedEncoder(), ScriptedPrefill(), decode).generate("x") == "ab"
     assert len(decode.requests) == 1
+
+
+@pytest.mark.parametrize(("num_outputs", "text"), [(0, "ab"), (1, "aab")])
+async def test_a_stream_that_just_ends_is_a_lost_replica(num_outputs: int, text: str) -> None:
+    decode = ScriptedDecode(cuts=[num_outputs])
+    run = Run(ScriptedEncoder(), ScriptedPrefill(), decode)
+    assert await run.generate("x") == text
+    assert len(decode.requests) == 2
+    assert run.context.trace.retries == {"worker_lost": 1}
+    assert len(decode.released) == (0 if num_outputs else 1)
+    assert not run.released
+
+
+async def test_streams_that_always_just_end_are_no_answer() -> None:
+    decode = ScriptedDecode(cuts=[0] * 9)
+    with pytest.raises(WorkerLost):
+        await Run(ScriptedEncoder(), ScriptedPrefill(), decode, attempts=2).generate("x")
+    assert len(decode.requests) == len(decode.released) == 2
+
+
+@pytest.mark.parametrize("has_prefill", [True, False])
+async def test_an_item_that_occurs_twice_keeps_no_lease_once_the_prompt_is_computed(has_prefill: bool) -> None:
+    """An engine fetches it once; the other ticket's lease was renewed to the end of the answer."""
+    held: list[int] = []
+    decode = ScriptedDecode(on_output=lambda: held.append(run.context.leases.num_held))
+    prefill = ScriptedPrefill()
+    run = Run(ScriptedEncoder(), prefill if has_prefill else None, decode)
+    assert await run.generate("x", "x", "y") == "ab"
+    (fetched,) = prefill.transfers or [[ref.transfer_id for ref in decode.requests[0].embeddings]]
+    assert fetched == ["transfer-2", "transfer-3"]
+    assert held == ([0, 0] if has_prefill else [3, 0])
+    assert run.released == {"transfer-1": 1}
+
+
+async def test_an_item_that_occurs_twice_keeps_both_leases_for_another_attempt() -> None:
+    prefill = ScriptedPrefill([WorkerLost("dead")])
+    run = Run(encoder := ScriptedEncoder(), prefill, ScriptedDecode())
+    assert await run.generate("x", "x") == "ab"
+    assert prefill.transfers == [["transfer-2"]] * 2
+    assert encoder.num_tickets == 2
+    assert run.released == {"transfer-1": 1}
+
+
+async def test_new_tickets_are_asked_for_at_the_same_time() -> None:
+    encoder = ScriptedEncoder()
+    run = Run(encoder, ScriptedPrefill([EncoderLost("dead")]), ScriptedDecode())
+    items = await run.pipeline.encode(run.context, [_asked(run, url) for url in "xyz"])
+    encoder.most_under_way = 0
+    generation = Generation("r", Prompt([1, 2]), tuple(items), _streamed(), GenerateOptions())
+    assert len([output async for output in run.pipeline.generate(run.context, generation)]) == 2
+    assert encoder.most_under_way == 3
+
+
+async def test_a_new_ticket_that_cannot_be_had_ends_the_request_with_every_lease() -> None:
+    encoder = ScriptedEncoder([None, None, None, None, BadMedia("gone")])
+    run = Run(encoder, ScriptedPrefill([EncoderLost("dead")]), ScriptedDecode())
+    with pytest.raises(BadMedia, match="image 2 of 3: gone"):
+        await run.generate("x", "y", "z")
+    assert run.released == {f"transfer-{index + 1}": 1 for index in range(encoder.num_tickets)}
+    assert run.context.leases.num_held == 0
+
+
+async def test_a_full_encoder_is_waited_for_by_a_request_that_has_cost_something() -> None:
+    """Not for `busy_wait_s`: the client has had a part of the answer."""
+    encoder, decode = ScriptedEncoder([None, Busy("full"), Busy("full")]), ScriptedDecode(late=[WorkerLost("dead")])
+    run = Run(encoder, ScriptedPrefill(), decode, busy_wait_s=0)
+    assert await run.generate("x") == "aab"
+
+
+async def test_a_full_encoder_is_waited_for_by_a_request_that_has_tickets() -> None:
+    """As the second of `n` sequences, which asks for tickets of its own."""
+    run = Run(ScriptedEncoder([None, Busy("full")]), ScriptedPrefill(), ScriptedDecode(), busy_wait_s=0)
+    for _ in range(2):
+        await run.pipeline.encode(run.context, [_asked(run, "x")])
+    run.context.leases.close()
+    assert run.released == {"transfer-1": 1, "transfer-2": 1}
+
+
+async def test_a_wait_for_room_is_one_retry_however_long_it_is() -> None:
+    encoder, prefill = ScriptedEncoder([Busy("full")] * 2), ScriptedPrefill([QueueFull("full")] * 3)
+    run = Run(encoder, prefill, ScriptedDecode())
+    assert await run.generate("x") == "ab"
+    assert run.context.trace.retries == {"busy": 1, "queue_full": 1}
 
 
 async def test_a_full_encoder_is_waited_for_and_costs_no_attempt() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from random_checkpoints.common import CHAT_TOKENS, save_byte_tokenizer, text_config, write_json
+from vllm.engine.arg_utils import AsyncEngineArgs
 
 from configs import TriptychConfig
 from llm_workers.engine_config import engine_args
@@ -28,3 +32,37 @@ def test_a_lease_in_the_settings_stays() -> None:
 
 def test_other_connectors_are_told_only_what_the_settings_say() -> None:
     assert _connector_settings(kv_transfer={"connector": "MooncakeConnector"}) == {}
+
+
+def test_engines_know_where_reasoning_ends(tmp_path: Path) -> None:
+    """Else a grammar holds from the first token on, and a thinking budget that the ingress let through is refused."""
+    ids = save_byte_tokenizer(tmp_path, [*CHAT_TOKENS, "<think>", "</think>"], "{{ messages }}")
+    settings = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "torch_dtype": "bfloat16"}
+    write_json(tmp_path / "config.json", text_config(ids, **settings))
+    config = TriptychConfig.model_validate(
+        {
+            "model": str(tmp_path),
+            "device": "cpu",
+            "decode": {"engine_args": {"enforce_eager": True}},
+            "ingress": {"reasoning_parser": "deepseek_r1"},
+        }
+    )
+    vllm_config = engine_args(config, "decode", None).create_engine_config()
+    assert vllm_config.structured_outputs_config.reasoning_parser == "deepseek_r1"
+    assert vllm_config.reasoning_config is not None
+    assert vllm_config.reasoning_config.enabled
+    assert vllm_config.reasoning_config.reasoning_end_token_ids == [ids["</think>"]]
+
+
+def test_the_engine_arguments_of_a_stage_come_last() -> None:
+    own = {"engine_args": {"reasoning_parser": "qwen3"}}
+    config = TriptychConfig.model_validate(
+        {"model": "a/b", "prefill": {}, "decode": own, "ingress": {"reasoning_parser": "deepseek_r1"}}
+    )
+    assert engine_args(config, "prefill", None).reasoning_parser == "deepseek_r1"
+    assert engine_args(config, "decode", None).reasoning_parser == "qwen3"
+
+
+def test_without_a_parser_there_is_no_reasoning() -> None:
+    config = TriptychConfig.model_validate({"model": "a/b", "decode": {}})
+    assert engine_args(config, "decode", None).reasoning_parser == AsyncEngineArgs().reasoning_parser

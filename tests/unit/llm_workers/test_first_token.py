@@ -13,9 +13,10 @@ from vllm.tokenizers import TokenizerLike
 
 from configs import TriptychConfig
 from llm_workers.first_token import FirstTokens, may_come_from_prefill
+from llm_workers.kv_handoff import prefill_sampling
 from llm_workers.messages import PrefillRequest, Prompt
 
-_EOS = 258
+_END_OF_TEXT, _EOS = 256, 258
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def first_tokens(tmp_path_factory: pytest.TempPathFactory) -> FirstTokens:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_byte_tokenizer(folder, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "{{ messages }}")
     tokenizer: TokenizerLike = AutoTokenizer.from_pretrained(folder)
-    return FirstTokens(tokenizer, 16, frozenset({_EOS}))
+    return FirstTokens(tokenizer, 16, _EOS, {"eos_token_id": [_EOS, _END_OF_TEXT]})
 
 
 def _request(num_tokens: int = 3, *, num_given_tokens: int = 0, **fields: Any) -> PrefillRequest:
@@ -81,19 +82,39 @@ def test_its_text_is_what_one_engine_would_have_written(
     first_tokens: FirstTokens, token: int, fields: dict[str, Any], text: str
 ) -> None:
     output = _output(token)
-    assert first_tokens.begin_answer(_request(**fields), output)
+    first_tokens.begin_answer(_request(**fields), output)
     (completion,) = output.outputs
     assert (completion.text, completion.finish_reason, output.finished) == (text, None, False)
     assert output.prompt_token_ids == [65, 65, 65]
 
 
 @pytest.mark.parametrize(
-    ("token", "fields"), [(_EOS, {}), (_EOS, {"ignore_eos": True}), (66, {"stop_token_ids": [66]}), (66, {"stop": "c"})]
+    ("token", "fields", "text", "stop_reason"),
+    [
+        (_EOS, {}, "", None),
+        (_END_OF_TEXT, {}, "", _END_OF_TEXT),
+        (66, {"stop_token_ids": [66]}, "", 66),
+        (66, {"stop_token_ids": [66], "include_stop_str_in_output": True}, "c", 66),
+        (66, {"stop": "c"}, "", "c"),
+        (66, {"stop": "c", "include_stop_str_in_output": True}, "c", "c"),
+    ],
 )
-def test_a_token_that_may_be_the_last_one_is_left_to_decode(
-    first_tokens: FirstTokens, token: int, fields: dict[str, Any]
+def test_a_token_that_ends_the_answer_is_its_last_one(
+    first_tokens: FirstTokens, token: int, fields: dict[str, Any], text: str, stop_reason: int | str | None
 ) -> None:
-    assert not first_tokens.begin_answer(_request(**fields), _output(token))
+    """Sampled again by decode it would have to come twice: at temperature, empty answers would be too rare."""
+    output = _output(token)
+    first_tokens.begin_answer(_request(**fields), output)
+    (completion,) = output.outputs
+    assert output.finished
+    assert (completion.finish_reason, completion.stop_reason, completion.text) == ("stop", stop_reason, text)
+
+
+@pytest.mark.parametrize("token", [_EOS, _END_OF_TEXT])
+def test_an_answer_that_is_to_go_on_goes_on(first_tokens: FirstTokens, token: int) -> None:
+    output = _output(token)
+    first_tokens.begin_answer(_request(ignore_eos=True), output)
+    assert (output.finished, output.outputs[0].finish_reason) == (False, None)
 
 
 @pytest.mark.parametrize(
@@ -112,3 +133,7 @@ def test_which_services_do_it(settings: dict[str, Any], expected: bool) -> None:
     whole = {"model": "m", "prefill": {}, "decode": {}, **settings}
     config = TriptychConfig.model_validate({name: value for name, value in whole.items() if value is not None})
     assert may_come_from_prefill(config) is expected
+
+
+def test_a_step_whose_token_nobody_sees_has_no_budget_for_thinking() -> None:
+    assert prefill_sampling(SamplingParams(thinking_token_budget=5), 0).thinking_token_budget is None

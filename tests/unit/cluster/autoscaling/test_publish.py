@@ -20,7 +20,7 @@ from llm_workers.observer import EndedRequest, NoObserver
 from llm_workers.worker import LLMStats
 from transfer import EncodeReply, EncodeTicket, ItemFailure, ServerStats
 
-_TICKET = EncodeTicket("k", "image", 64, 8, "float32", "plain", (), "t", ("tcp://x",), 64 * 8 * 4, "f")
+_TICKET = EncodeTicket("k", "image", 64, 8, "float32", "plain", (), "t", ("tcp://x:1",), 64 * 8 * 4, "f")
 _SERVER = ServerStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 _ENCODER = EncoderStats(1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, _SERVER, 3, 0.0, 0.0)
 _ENGINE = LLMStats(
@@ -81,6 +81,7 @@ def test_an_engine_counts_computed_prompts_and_passes_everything_on() -> None:
     assert told == ends
     published = signals.read(_ENGINE)
     assert (published[DONE_TOKENS], published[BUSY_S]) == (100.0, 1.0)
+    assert published[KV_CACHE_USE] == 0.5
     assert {*published} == {*BACKLOG_NAMES, *DECODE_NAMES}
 
 
@@ -90,10 +91,3 @@ def test_prompts_without_their_embeddings_are_no_backlog() -> None:
     assert signals.read(_ENGINE)[QUEUED_TOKENS] == 400.0
     assert signals.read(replace(_ENGINE, num_deferred=3))[QUEUED_TOKENS] == 100.0
     assert signals.read(replace(_ENGINE, num_deferred=9))[QUEUED_TOKENS] == 0.0
-
-
-def test_an_engine_without_requests_uses_no_cache() -> None:
-    """Its last report is of a step in which there was still one, when that was cancelled."""
-    signals = EngineSignals(NoObserver())
-    assert signals.read(_ENGINE)[KV_CACHE_USE] == 0.5
-    assert signals.read(replace(_ENGINE, num_running=0))[KV_CACHE_USE] == 0.0

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import pytest
 from opentelemetry.trace import INVALID_SPAN
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from cluster.ingress.observation import RequestObservation
+from cluster.ingress.observation import RequestObservation, RequestObserver
+from cluster.metrics import registry
+from cluster.metrics.instruments import Instruments
+from cluster.metrics.registry import Metric
+from cluster.tracing import Tracing
+from configs import ObservabilityConfig
 
 
 def _observation() -> RequestObservation:
@@ -26,6 +34,11 @@ def _output(*token_ids: int) -> RequestOutput:
         (400, True, "bad_media", False, "rejected"),
         (429, True, None, False, "rejected"),
         (503, True, "busy", False, "rejected"),
+        (503, True, "queue_full", False, "rejected"),
+        (503, True, None, False, "rejected"),  # turned away before any stage was asked
+        (503, True, "worker_lost", False, "failed"),
+        (503, True, "encoder_lost", False, "failed"),
+        (503, True, "out_of_memory", False, "failed"),
         (500, True, None, False, "failed"),
         (504, True, "deadline_exceeded", False, "failed"),
         (200, False, None, False, "cancelled"),
@@ -38,6 +51,33 @@ def test_outcomes(status: int | None, complete: bool, error: str | None, cancell
     observation = _observation()
     observation.error_code, observation.cancelled = error, cancelled
     assert observation.outcome(status, complete) == outcome
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "shed"),
+    [
+        (429, None, {"status": "429"}),
+        (503, "queue_full", {"status": "503"}),
+        (503, "worker_lost", None),
+        (400, "bad_media", None),
+    ],
+)
+def test_only_want_of_room_counts_as_turned_away(
+    status: int, error: str | None, shed: dict[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that is lost again and again is no reason for more replicas."""
+    counted: dict[str, Mapping[str, str]] = {}
+
+    def count(metric: Metric, amount: float = 1, labels: Mapping[str, str] = MappingProxyType({})) -> None:
+        counted[metric.name] = labels
+
+    instruments = Instruments("ingress", "r")
+    monkeypatch.setattr(instruments, "count", count)
+    monkeypatch.setattr(instruments, "set", lambda metric, value: None)
+    observation = _observation()
+    observation.error_code = error
+    RequestObserver(instruments, Tracing(ObservabilityConfig(), "ingress", "r")).end(observation, status, True, {})
+    assert counted.get(registry.SHED.name) == shed
 
 
 @pytest.mark.parametrize(("found", "label"), [([], "text"), (["image"], "image"), (["image", "audio"], "mixed")])
