@@ -99,8 +99,13 @@ class TriptychConnector(ECConnectorBase):  # type: ignore[misc]
 
         The engine repeats such steps every millisecond: half a core, which on a CPU is taken from the encoder that
         everybody waits for. With one every four milliseconds engine and replica still took a fifth of one.
+
+        Raises RuntimeError when the embedding client's thread has failed: no fetch would succeed in an engine that
+        counts as healthy. The engine dies of it, and is replaced.
         """
         assert self._needs is not None
+        if not self._client.is_running:
+            raise RuntimeError("the embedding client has ended: this engine cannot fetch embeddings any more")
         if scheduler_output.total_num_scheduled_tokens == 0 and current_platform.is_cpu():
             self._needs.wait(_IDLE_WAIT_S)
         to_load, self._to_load = self._to_load, []

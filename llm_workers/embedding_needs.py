@@ -153,8 +153,8 @@ class EmbeddingNeeds:
         future = self._fetcher.fetch_in_place(ref, timeout_s, segment.allocate)
         self._fetches[key] = _Fetch(ref, segment, future)
         future.add_done_callback(lambda _: self.wake())
-        self._collect()  # what is ready on this host is there at once
-        return True
+        self._collect()  # what is ready on this host is there at once, and so is the reason why it never will be
+        return not request.failed
 
     def _is_wanted(self, key: str) -> bool:
         return any(key in request.params.refs and not request.failed for request in self._requests.values())
@@ -186,7 +186,10 @@ class EmbeddingNeeds:
                 ref = fetch.ref
                 shape = (ref.num_tokens, ref.width)
                 arrived = fetch.future.result()
-                memory = LentBlock(arrived) if isinstance(arrived, HeldBlock) else fetch.segment
+                memory: Segment | LentBlock = fetch.segment
+                if isinstance(arrived, HeldBlock):
+                    fetch.segment.discard()  # a try on another channel, before this one, may have made its file
+                    memory = LentBlock(arrived)
                 self._store.put(key, memory, shape, ref.dtype, ref.expected_bytes, waiting)
                 for request_id in waiting:
                     self._requests[request_id].pinned.add(key)

@@ -24,7 +24,7 @@ from transfer.errors import (
 )
 from transfer.link import Link
 from transfer.link_table import LinkTable
-from transfer.messages import Chunk, FetchReply
+from transfer.messages import Chunk, FetchReply, Status
 from transfer.nearby import Arrived, Nearby
 from transfer.pending import PendingFetches
 from transfer.rate_limit import LimitedLog
@@ -161,9 +161,10 @@ class Exchange:
         if not (2 if isinstance(message, Chunk) else 1) <= len(frames) <= 2:
             raise ProtocolError(f"{len(frames)} frames for a {type(message).__name__}")
         fetch = self._fetches.get(message.fetch_id) if message.fetch_id in link.fetch_ids else None
-        if fetch is None:
-            return  # ended here before the answer came; nobody waits for it
-        if isinstance(message, Chunk):
+        if fetch is None:  # ended here before the answer came; nobody waits for it
+            if isinstance(message, FetchReply):
+                self._decline(message, self._fetches.bytes_of_ended(message.fetch_id))
+        elif isinstance(message, Chunk):
             self._settle(fetch, lambda: self._take_chunk(fetch, link.endpoint, message, frames[1]))
         else:
             self._settle(fetch, lambda: self._take_reply(fetch, link.endpoint, message, *frames[1:]))
@@ -174,13 +175,26 @@ class Exchange:
     def _take_reply(
         self, fetch: Fetch, endpoint: str, reply: FetchReply, first: memoryview | None = None
     ) -> Arrived | None:
-        if not fetch.take_reply(endpoint, reply, self._channels):
+        taken = False
+        try:
+            taken = fetch.take_reply(endpoint, reply, self._channels)
+        finally:
+            if not taken:
+                self._decline(reply, fetch.ref.expected_bytes)
+        if not taken:
             return None
         if self._nearby is not None and reply.channel == ShmReceiveChannel.name:
             self._nearby.learn(endpoint, reply)
         if first is not None:
             fetch.take_first_chunk(endpoint, first)
         return fetch.result()
+
+    def _decline(self, reply: FetchReply, most_bytes: int) -> None:
+        """What the encoder sends for this reply is not wanted, but those behind it may be."""
+        channel = self._channels.get(reply.channel)
+        is_sent = reply.status is Status.OK and sum(segment.num_bytes for segment in reply.segments) <= most_bytes
+        if channel is not None and is_sent:
+            channel.decline(reply)
 
     def _progress(self, fetch: Fetch) -> Arrived | None:
         return fetch.result() if not self._asked_others(fetch) and fetch.progress() else None

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 _MAX_MESSAGE_CHARACTERS = 4096
 _MAX_KEPT = 4096
 _POLL_MS = 200
+_CLOSE_TIMEOUT_S = 5.0
 
 
 class FailureReporter:
@@ -71,11 +72,15 @@ class FailureCollector:
 
     def close(self) -> None:
         """Stop the thread; idempotent."""
-        if not self._closing.is_set():
-            self._closing.set()
-            self._thread.join()
-            self._socket.close()
-            self._context.term()
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._thread.join(_CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():  # it may still use the socket
+            logger.error("the thread that collects failures did not stop within %s s", _CLOSE_TIMEOUT_S)
+            return
+        self._socket.close()
+        self._context.term()
 
     def _collect(self) -> None:
         while not self._closing.is_set():

@@ -2,10 +2,13 @@
 
 import heapq
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from transfer.client_inbox import FetchCommand
 from transfer.reception import Fetch
+
+_MAX_ENDED = 4096
 
 
 class PendingFetches:
@@ -14,6 +17,7 @@ class PendingFetches:
     def __init__(self) -> None:
         self._fetches: dict[int, Fetch] = {}
         self._deadlines: list[tuple[float, int]] = []
+        self._ended: OrderedDict[int, int] = OrderedDict()
         self._next_id = 1
 
     def __iter__(self) -> Iterator[Fetch]:
@@ -36,6 +40,13 @@ class PendingFetches:
     def remove(self, fetch: Fetch) -> None:
         """It has ended."""
         del self._fetches[fetch.fetch_id]
+        self._ended[fetch.fetch_id] = fetch.ref.expected_bytes
+        if len(self._ended) > _MAX_ENDED:
+            self._ended.popitem(last=False)
+
+    def bytes_of_ended(self, fetch_id: int) -> int:
+        """How much may still come for one that has ended; 0 where there was none, or long ago."""
+        return self._ended.get(fetch_id, 0)
 
     def next_deadline_s(self) -> float | None:
         """In how many seconds `overdue` may next find one."""

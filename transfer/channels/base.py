@@ -12,6 +12,7 @@ Control always travels over ZMQ: FetchRequest, FetchReply, Release. A channel is
    `accept`; `complete` says when all segments are in. A channel without chunks is complete on return of `open`.
    A channel that receives on threads of its own calls `on_progress` when a reception is complete or has a `failure`;
    after a failure the client asks again, naming the other channels only.
+   What was not opened, since its fetch had ended or there was no memory for it, goes to `decline` instead.
 4. Nothing is freed by a fetch. Payloads end with their lease; a channel that shares memory must make a read that
    overlaps the end of a lease fail with a typed error, never return other bytes.
 5. `close` frees what the channel owns; idempotent.
@@ -154,6 +155,12 @@ class ReceiveChannel(ABC):
     def hold(self, segment: Segment) -> HeldBlock | None:
         """The segment where the encoder put it, instead of `open`; None when the channel cannot. Raises as `open`."""
         return None
+
+    def decline(self, reply: FetchReply) -> None:  # noqa: B027
+        """Do without an OK reply that nobody opened; its segments are unchecked.
+
+        Never raises. Nothing happens for a reply that was opened or declined before.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -5,13 +5,15 @@
                                           +-- a failure, or nothing to do for a minute --> torn down; the next fetch
                                                                                            makes another
 
-A reception whose pair fails is `failed`; the client then asks again on the channels that remain.
+A reception whose pair fails is `failed`; the client then asks again on the channels that remain. What is sent to a
+fetch that has ended is received all the same, and dropped: everything else on the pair waits behind it.
 """
 
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,14 +29,21 @@ _logger = logging.getLogger(__name__)
 _IDLE_S = 60.0
 _MAX_PAIRS = 256
 _CLOSE_TIMEOUT_S = 1.0
+_MAX_DECLINED_BYTES = 4 * 1024**3
+"""Of one payload that is received to be dropped: what a client takes by default. A larger one ends its pair."""
 
 
 class _PairThread:
-    """Runs jobs on one end of a pair, in order, after meeting the other end; `is_over` once it takes no more."""
+    """Runs jobs on one end of a pair, in order, after meeting the other end; `is_over` once it takes no more.
+
+    `last_tag` is that of the newest payload that the receiving end has a job for.
+    """
 
     def __init__(self, meeting: Meeting, make: Callable[[], Pair]) -> None:
         self.meeting = meeting
+        self.last_tag = 0
         self.is_over = threading.Event()
+        self._stopping = threading.Event()
         self._make = make
         self._jobs: queue.SimpleQueue[Callable[[Pair | None], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -49,17 +58,21 @@ class _PairThread:
             self._jobs.put(job)
             return True
 
-    def close(self) -> None:
-        """Tear down after the job that runs now."""
+    def stop(self) -> None:
+        """Tear down after the job that runs now; those behind it find no pair. Returns at once."""
+        self._stopping.set()
         self._jobs.put(None)
-        self._thread.join(_CLOSE_TIMEOUT_S)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end, at most so long."""
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         pair: Pair | None = None
         try:
             pair = self._make()
             while (job := self._jobs.get(timeout=_IDLE_S)) is not None:
-                job(pair)
+                job(None if self._stopping.is_set() else pair)
         except queue.Empty:
             pass
         except (RuntimeError, OSError) as error:
@@ -72,6 +85,15 @@ class _PairThread:
                     job(None)
             if pair is not None:
                 pair.close()
+
+
+def _stop_all(pairs: Collection[_PairThread]) -> None:
+    """Tear all down at once, waiting as long as for one: the client's other threads wait meanwhile."""
+    for pair in pairs:
+        pair.stop()
+    deadline = time.monotonic() + _CLOSE_TIMEOUT_S
+    for pair in pairs:
+        pair.join(max(0.0, deadline - time.monotonic()))
 
 
 class HcclSendChannel(SendChannel):
@@ -120,8 +142,7 @@ class HcclSendChannel(SendChannel):
         """Tear down every pair."""
         with self._lock:
             pairs, self._pairs = list(self._pairs.values()), {}
-        for pair in pairs:
-            pair.close()
+        _stop_all(pairs)
 
     def _start(self, peer: bytes) -> _PairThread:
         for other in [other for other, pair in self._pairs.items() if pair.is_over.is_set()]:
@@ -188,15 +209,33 @@ class HcclReceiveChannel(ReceiveChannel):
         first_byte = segment.row_start * row_bytes
         wanted = _Wanted(segment, destination[first_byte : first_byte + segment.num_bytes], reception)
         pair = self._pair(segment.region)
+        if pair is not None:
+            pair.last_tag = max(pair.last_tag, segment.offset)
         if pair is None or not pair.put(lambda end: self._receive(end, wanted, reply.fetch_id)):
             reception.end(EncoderLost("the encoder's pair is of another kind of device, or was torn down"))
             self.on_progress(reply.fetch_id)
         return reception
 
+    def decline(self, reply: FetchReply) -> None:
+        """Queue the receive all the same: the encoder's end sends in order, and what follows would wait for it."""
+        if len(reply.segments) != 1:
+            return
+        (segment,) = reply.segments
+        if segment.region not in self._pairs and len(self._pairs) >= _MAX_PAIRS:
+            return  # nobody has to wait for a pair that nothing is wanted of
+        try:
+            pair = self._pair(segment.region)
+        except ProtocolError as error:
+            _logger.warning("declined what cannot be received: %s", error)
+            return
+        # Tags grow: one that is not new was received before, and waiting for it again would break the pair.
+        if pair is not None and segment.offset > pair.last_tag:
+            pair.last_tag = segment.offset
+            pair.put(lambda end: _drop(end, segment))
+
     def close(self) -> None:
         """Tear down every pair."""
-        for pair in self._pairs.values():
-            pair.close()
+        _stop_all(self._pairs.values())
         self._pairs.clear()
 
     def _pair(self, region: str) -> _PairThread | None:
@@ -225,3 +264,12 @@ class HcclReceiveChannel(ReceiveChannel):
         finally:
             wanted.reception.end(failure)
             self.on_progress(fetch_id)
+
+
+def _drop(end: Pair | None, segment: Segment) -> None:
+    """Receive into the memory that the pair has for it anyway."""
+    if end is None:
+        return
+    if segment.num_bytes > _MAX_DECLINED_BYTES:
+        raise RuntimeError(f"{segment.num_bytes} bytes are too many to receive for nobody")
+    end.receive(segment.num_bytes, segment.offset)

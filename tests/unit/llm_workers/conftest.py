@@ -105,6 +105,12 @@ def nearby_engine() -> Iterator[Engine]:
     yield from _run(Engine("shm", "zmq"))
 
 
+@pytest.fixture
+def device_engine() -> Iterator[Engine]:
+    """One on the encoder's host that would rather have embeddings from device to device."""
+    yield from _run(Engine("hccl", "shm"))
+
+
 def _run(made: Engine) -> Iterator[Engine]:
     yield made
     made.needs.close()

@@ -1,12 +1,13 @@
 """Guards: an embedding fetched twice, a lease released never or twice, a request that waits forever or for nothing."""
 
+import dataclasses
 import threading
 from typing import Any
 
 import pytest
 import torch
 
-from transfer import DeadlineExceeded, EmbeddingNotFound, EncodeFailed, EncoderLost
+from transfer import DeadlineExceeded, EmbeddingNotFound, EncodeFailed, EncoderLost, Incompatible
 
 TENSOR = torch.arange(12, dtype=torch.float32).view(4, 3)
 
@@ -128,6 +129,16 @@ def test_time_that_ends_before_the_first_step_fails_the_request_too(engine: Any)
     engine.start("r", ref, timeout_s=0.0)
     engine.step_until(lambda: not engine.needs.ready("r", ["key"]) and engine.needs.take_unavailable() == {"r"})
     assert isinstance(engine.failures["report-r"][0], DeadlineExceeded)
+
+
+def test_a_request_fails_once_for_its_first_reason_and_nothing_more_is_fetched_for_it(engine: Any) -> None:
+    first, second = engine.announce(TENSOR, "one"), engine.announce(TENSOR, "two")
+    engine.start("r", dataclasses.replace(first, fingerprint="another model"), second, timeout_s=0.0)
+    assert not engine.needs.ready("r", ["one", "two"])
+    assert not engine.needs.ready("r", ["one", "two"])
+    assert [type(error) for error in engine.failures["report-r"]] == [Incompatible]
+    assert engine.client.fetched == {first.transfer_id: 1}
+    assert engine.needs.take_unavailable() == {"r"}
 
 
 def test_the_last_request_that_leaves_ends_the_fetch(engine: Any) -> None:

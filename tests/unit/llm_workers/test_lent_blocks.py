@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llm_workers.embedding_store import STEPS_IN_FLIGHT
+from transfer.channels.pair import Meeting
 from transfer.channels.shm_channel import ShmSendChannel
 
 CPU = torch.device("cpu")
@@ -119,6 +120,21 @@ def test_what_finds_no_room_in_the_arena_comes_over_the_network(nearby_engine: A
     (stored,) = engine.store.list_for_step(["key"])
     assert not stored.is_lent
     assert torch.equal(stored.load(CPU), large)
+
+
+def test_memory_for_a_channel_that_failed_is_freed_when_another_lends_the_embedding(
+    device_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_link(meeting: Meeting) -> None:
+        raise RuntimeError("no link")
+
+    monkeypatch.setattr("transfer.channels.hccl_channel.join_store", no_link)
+    monkeypatch.setattr("transfer.channels.pair._MEET_S", 0.1)
+    engine = device_engine
+    start(engine, "r")
+    (stored,) = engine.store.list_for_step(["key"])
+    assert stored.is_lent
+    assert [path for path in engine.files() if "." in path.name] == []
 
 
 def test_two_workers_in_processes_of_their_own_read_the_same_bytes(nearby_engine: Any) -> None:

@@ -132,3 +132,31 @@ def test_an_unknown_code_is_named(collector: FailureCollector) -> None:
         error = collector.take("a", WAIT_S)
     assert isinstance(error, ProtocolError)
     assert "no_such_code" in error.message
+
+
+def test_a_thread_that_hangs_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hanging, let_go = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        hanging.set()
+        assert let_go.wait(2 * WAIT_S)
+        raise ProtocolError("it was never read")
+
+    monkeypatch.setattr("transfer.failures._CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("transfer.failures.decode", hang)
+    collector = FailureCollector()
+    with contextlib.closing(FailureReporter(collector.endpoint)) as reporter:
+        reporter.report("a", EncoderLost("x"))
+        assert hanging.wait(WAIT_S)
+        closing = threading.Thread(target=collector.close, daemon=True)
+        closing.start()
+        closing.join(WAIT_S)
+        has_closed = not closing.is_alive()
+        let_go.set()
+    assert has_closed
+    assert "did not stop" in caplog.text
+    collector._thread.join(WAIT_S)
+    collector._socket.close()
+    collector._context.term()
