@@ -6,7 +6,7 @@
 
 An item that nobody waits for any more is dropped before it costs a pass. A bad item fails alone, and so does the item
 that makes a pass fail: the pass is repeated item by item. One that the device has no memory for is repeated in halves,
-and those that follow are no larger than these.
+and those that follow are no larger than these. What fails in a caller's function is logged and costs nobody else.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -27,9 +28,12 @@ from encoder_workers.media import Media, Prepared
 from encoder_workers.pass_time import PassTime
 from npu_kernels import is_out_of_memory
 from transfer import HostEmbedding
-from transfer.errors import EncodeFailed, OutOfMemory, TriptychError
+from transfer.errors import Closed, EncodeFailed, EncoderLost, OutOfMemory, TriptychError
 
 logger = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 60.0
+_CLOSE_TIMEOUT_S = 30.0
 
 Outcome = HostEmbedding | TriptychError
 """An embedding, or why there is none."""
@@ -118,6 +122,8 @@ class Batcher:
         num_tower_threads: on which PyTorch computes the passes, all other threads then compute alone; None: as it is
             set. Two threads with helpers of their own would be more than a CPU has cores, and OpenMP then puts helpers
             to sleep between any two operations: a tenth of a pass.
+
+        Raises EncoderLost when the tower's thread does not begin in time.
         """
         self._encoder = encoder
         self._to_host = to_host
@@ -134,12 +140,15 @@ class Batcher:
         self.num_tokens = 0
         self.num_bytes = 0
         self._pool = ThreadPoolExecutor(num_prepare_threads, thread_name_prefix="triptych-prepare")
+        self._preparing: set[Future[None]] = set()
         self._num_tower_threads = num_tower_threads
         self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="triptych-encode", daemon=True)
         self._thread.start()
         if num_tower_threads is not None:
-            self._begun.wait()
+            if not self._begun.wait(_START_TIMEOUT_S):
+                self._end_soon()
+                raise EncoderLost(f"the encoder's thread has not begun after {_START_TIMEOUT_S:g} s")
             torch.set_num_threads(1)  # of this thread and those that begin later
 
     @property
@@ -148,16 +157,36 @@ class Batcher:
         return len(self._prepared)
 
     def submit(self, job: EncodeJob) -> None:
-        """Encode this item, after those that came before it."""
-        self._pool.submit(self._prepare, job, time.monotonic())
+        """Encode this item, after those that came before it. Raises Closed."""
+        try:
+            preparing = self._pool.submit(self._prepare, job, time.monotonic())
+        except RuntimeError as error:
+            raise Closed("the encoder is closed") from error
+        self._preparing.add(preparing)
+        preparing.add_done_callback(self._preparing.discard)
+
+    def check_health(self) -> None:
+        """Raises EncoderLost when the thread of the passes has died."""
+        if not self._closing and not self._thread.is_alive():
+            raise EncoderLost("the encoder's thread has died: nothing is encoded any more")
 
     def close(self) -> None:
-        """End both threads after what they are doing; items not begun are dropped. Idempotent."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End all threads but those that are too slow, which are logged; items in no pass are dropped. Idempotent."""
+        deadline = time.monotonic() + _CLOSE_TIMEOUT_S
+        self._end_soon()
+        late = wait(tuple(self._preparing), _CLOSE_TIMEOUT_S).not_done
+        if not late:
+            self._pool.shutdown()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if late or self._thread.is_alive():
+            logger.error("%d items are still being prepared, or a pass runs, after %g s", len(late), _CLOSE_TIMEOUT_S)
+
+    def _end_soon(self) -> None:
         with self._changed:
             self._closing = True
+            self._prepared.clear()
             self._changed.notify_all()
-        self._thread.join()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _prepare(self, job: EncodeJob, submitted: float) -> None:
         if not job.wanted():
@@ -167,21 +196,21 @@ class Batcher:
             prepared = self._encoder.preprocess(self._encoder.decode(job.media))
         except TriptychError as error:
             self._fail(job, error)
-            return
         except Exception as error:  # The edge of this thread: every failure becomes the item's own outcome.
             logger.exception("preparing an item failed")
             kind = OutOfMemory if is_out_of_memory(error) else EncodeFailed
             self._fail(job, kind(f"the {job.media.modality} could not be prepared: {type(error).__name__}"))
-            return
-        with self._changed:
+        else:
             times = ItemTimes(submitted, begun, time.monotonic(), job.traceparent)
-            self._prepared.append(_Waiting(job, prepared, times))
-            self._changed.notify_all()
+            with self._changed:
+                if not self._closing:
+                    self._prepared.append(_Waiting(job, prepared, times))
+                    self._changed.notify_all()
 
     def _fail(self, job: EncodeJob, error: TriptychError) -> None:
         with self._changed:  # Several threads come here.
             self.num_failed += 1
-        job.done(error)
+        _tell(partial(job.done, error))
 
     def _run(self) -> None:
         if self._num_tower_threads is not None:
@@ -194,15 +223,11 @@ class Batcher:
 
     def _next_batch(self) -> list[_Waiting] | None:
         with self._changed:
-            while not self._prepared:
-                if self._closing:
-                    return None
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._prepared or self._closing)
             if self._max_wait_s:
-                deadline = time.monotonic() + self._max_wait_s
-                while not self._closing and not self._is_full(self._prepared):
-                    if not self._changed.wait(deadline - time.monotonic()):
-                        break
+                self._changed.wait_for(lambda: self._closing or self._is_full(self._prepared), self._max_wait_s)
+            if self._closing:
+                return None
             batch = [self._prepared.popleft()]
             while self._prepared and not self._is_full([*batch, self._prepared[0]]):
                 batch.append(self._prepared.popleft())
@@ -216,36 +241,40 @@ class Batcher:
         )
 
     def _encode(self, batch: list[_Waiting]) -> None:
+        """A pass over what is still wanted, or several smaller ones where it fails."""
         batch = [waiting for waiting in batch if waiting.job.wanted()]
         if not batch:
             return
         pass_begun = time.monotonic()
-        finished: list[HostEmbedding] | None = None
-        try:
-            embeddings = self._encoder.forward([waiting.prepared for waiting in batch])
-            finished = [self._to_host(embedding.tensor) for embedding in embeddings]
-        except OutOfMemory as error:
-            logger.warning("%s", error)
-            if len(batch) == 1:
-                self._fail(batch[0].job, error)
-                return
+        outcome = self._forward(batch)
+        if not isinstance(outcome, TriptychError):
+            self._count(batch, outcome, pass_begun)
+            for waiting, embedding in zip(batch, outcome, strict=True):
+                _tell(partial(waiting.job.done, embedding))
+        elif len(batch) == 1:
+            self._fail(batch[0].job, outcome)
+        elif isinstance(outcome, OutOfMemory):
             self._max_batch_patches = max(1, sum(waiting.job.cost for waiting in batch) // 2)
-        except Exception as error:  # The edge of this thread: one item's failure must not take the others along.
-            logger.exception("a pass over %d items failed", len(batch))
-            if len(batch) > 1:
-                for waiting in batch:
-                    self._encode([waiting])
-            elif isinstance(error, TriptychError):
-                batch[0].job.done(error)
-            else:
-                self._fail(batch[0].job, EncodeFailed(f"the encoder failed on this item: {type(error).__name__}"))
-            return
-        if finished is None:
-            # Out of the handler, which keeps the tensors of the failed pass alive.
             middle = len(batch) // 2
             self._encode(batch[:middle])
             self._encode(batch[middle:])
-            return
+        else:
+            for waiting in batch:
+                self._encode([waiting])
+
+    def _forward(self, batch: list[_Waiting]) -> list[HostEmbedding] | TriptychError:
+        """The embeddings, or why there are none: without a traceback, which would keep the failed pass's tensors."""
+        try:
+            embeddings = self._encoder.forward([waiting.prepared for waiting in batch])
+            return [self._to_host(embedding.tensor) for embedding in embeddings]
+        except TriptychError as error:
+            logger.warning("a pass over %d items failed: %s", len(batch), error)
+            return error.with_traceback(None)
+        except Exception as error:  # The edge of this thread: one item's failure must not take the others along.
+            logger.exception("a pass over %d items failed", len(batch))
+            return EncodeFailed(f"the encoder failed on this item: {type(error).__name__}")
+
+    def _count(self, batch: list[_Waiting], finished: list[HostEmbedding], pass_begun: float) -> None:
         times = BatchTimes(
             num_patches=sum(waiting.job.cost for waiting in batch),
             num_tokens=sum(embedding.shape[0] for embedding in finished),
@@ -260,6 +289,11 @@ class Batcher:
         self.num_tokens += times.num_tokens
         self.num_bytes += times.num_bytes
         self.last_pass = times
-        self._on_pass(times)
-        for waiting, embedding in zip(batch, finished, strict=True):
-            waiting.job.done(embedding)
+        _tell(partial(self._on_pass, times))
+
+
+def _tell(listener: Callable[[], None]) -> None:
+    try:
+        listener()
+    except Exception:  # The edge of a thread: what a listener does must not cost the other items their outcomes.
+        logger.exception("who was to be told of an item or a pass failed")

@@ -3,9 +3,50 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from transfer import HostEmbedding
+
+
+class _Loan:
+    """Tells whether transfers still need a memory: they share one view of it, which lives as long as they do."""
+
+    def __init__(self) -> None:
+        self._view: weakref.ref[np.ndarray] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_out(self) -> bool:
+        """Whether a lease, or a frame that is still being sent, refers to the view."""
+        return self._view is not None and self._view() is not None
+
+    def take(self, memory: memoryview) -> memoryview:
+        with self._lock:
+            view = self._view() if self._view is not None else None
+            if view is None:
+                view = np.frombuffer(memory, np.uint8)
+                self._view = weakref.ref(view)
+            return view.data
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArenaEmbedding(HostEmbedding):
+    """One that `EmbeddingServer.place` put into the arena, where new ones need the room."""
+
+    _loan: _Loan = field(default_factory=_Loan, init=False)
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether a transfer still needs its memory, so that to forget the embedding makes no room."""
+        return self._loan.is_out
+
+    def lend(self) -> memoryview:
+        """Its memory, for a transfer."""
+        return self._loan.take(self.memory)
 
 
 class EmbeddingCache:
@@ -48,16 +89,16 @@ class EmbeddingCache:
             self._entries[key] = embedding
             self._held_bytes += embedding.nbytes
             while self._held_bytes > self._budget_bytes:
-                self._evict()
+                self._drop(next(iter(self._entries)))
 
-    def evict(self) -> bool:
-        """Give up the least recently used entry; False when there is none."""
+    def make_room(self) -> bool:
+        """Give up the least recently used entry that only the cache keeps in the arena; False when there is none."""
         with self._lock:
-            return self._evict()
-
-    def _evict(self) -> bool:
-        if not self._entries:
+            for key, embedding in self._entries.items():
+                if isinstance(embedding, ArenaEmbedding) and not embedding.is_lent:
+                    self._drop(key)
+                    return True
             return False
-        _, evicted = self._entries.popitem(last=False)
-        self._held_bytes -= evicted.nbytes
-        return True
+
+    def _drop(self, key: str) -> None:
+        self._held_bytes -= self._entries.pop(key).nbytes

@@ -34,7 +34,7 @@ class FetchLimits:
 
 
 class MediaFetcher:
-    """Fetches, each over a connection of its own. `close` when done."""
+    """Fetches, each over a connection of its own that ends with it, so that there is nothing to close."""
 
     def __init__(self, limits: FetchLimits) -> None:
         self._limits = limits
@@ -63,10 +63,6 @@ class MediaFetcher:
                 return await self._fetch(item.url, item.modality)
         except TimeoutError as error:
             raise LimitExceeded(f"fetching the {item.modality} took over {self._limits.timeout_s:g} s") from error
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
 
     async def _fetch(self, url: str, modality: str) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):

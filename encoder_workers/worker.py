@@ -16,7 +16,7 @@ import torch
 
 from configs import TriptychConfig, embedding_fingerprint
 from encoder_workers.batcher import Batcher, BatchTimes, EncodeJob, Outcome, ignore_pass
-from encoder_workers.cache import EmbeddingCache
+from encoder_workers.cache import ArenaEmbedding, EmbeddingCache
 from encoder_workers.embedding_server import start_server
 from encoder_workers.encoder import load_encoder
 from encoder_workers.encodings import Encoding, Encodings
@@ -65,7 +65,7 @@ class EncoderWorker:
         self._settings = config.encoder
         self._model = config.model
         self._fingerprint = embedding_fingerprint(config)
-        self._arena_bytes = config.transfer.arena_bytes
+        self._arena_bytes = config.transfer.arena_bytes if "shm" in config.transfer.channels else 0
         # First, since what it finds wrong is quickly said.
         self._server = start_server(config, host, self._fingerprint)
         tower_threads: int | None = None
@@ -88,12 +88,6 @@ class EncoderWorker:
         except BaseException:
             self._server.close()
             raise
-        try:
-            check_memory(self._encoder, config.encoder)
-        except BaseException:
-            self._encoder.close()
-            self._server.close()
-            raise
         self._fetcher = MediaFetcher(
             FetchLimits(limits.item_bytes, limits.fetch_timeout_s, frozenset(limits.allowed_media_hosts))
         )
@@ -101,16 +95,22 @@ class EncoderWorker:
         self._encodings = Encodings()
         self._taken_bytes = 0
         self._num_taken = 0
-        self._batcher = Batcher(
-            self._encoder,
-            config.encoder.max_batch_tokens,
-            config.encoder.target_pass_s,
-            config.encoder.max_batch_wait_s,
-            config.encoder.num_threads,
-            self._to_host,
-            on_pass,
-            tower_threads,
-        )
+        try:
+            check_memory(self._encoder, config.encoder)
+            self._batcher = Batcher(
+                self._encoder,
+                config.encoder.max_batch_tokens,
+                config.encoder.target_pass_s,
+                config.encoder.max_batch_wait_s,
+                config.encoder.num_threads,
+                self._to_host,
+                on_pass,
+                tower_threads,
+            )
+        except BaseException:
+            self._encoder.close()
+            self._server.close()
+            raise
 
     async def encode(self, request: EncodeRequest) -> EncodeReply:
         """Tickets for the items, from their headers; encoding goes on behind.
@@ -126,9 +126,14 @@ class EncoderWorker:
             raise Busy(f"this encoder holds {self._settings.max_pending_items} items already")
         deadline = time.monotonic() + request.timeout_s
         # An exception of one item, whatever it is, must not cost the others their tickets.
-        results = await asyncio.gather(
-            *(self._begin(request, item, deadline) for item in request.items), return_exceptions=True
-        )
+        begun = [asyncio.ensure_future(self._begin(request, item, deadline)) for item in request.items]
+        try:
+            results = await asyncio.gather(*begun, return_exceptions=True)
+        except asyncio.CancelledError:
+            # Nobody will get these tickets. All have ended by now, some before they could be cancelled.
+            for ended in begun:
+                self._give_up(ended)
+            raise
         tickets = tuple(result if isinstance(result, EncodeTicket) else None for result in results)
         failures = tuple(
             _item_failure(index, result) for index, result in enumerate(results) if isinstance(result, BaseException)
@@ -163,6 +168,7 @@ class EncoderWorker:
     def check_health(self) -> None:
         """Raises EncoderLost when this replica cannot encode any more."""
         self._encoder.check_health()
+        self._batcher.check_health()
 
     def close(self) -> None:
         """Answer what waits with a typed error and free everything."""
@@ -204,10 +210,14 @@ class EncoderWorker:
             wait_s=wait_s,
             holder=request.request_id,
         )
-        if given is not None:
-            self._finish({ticket.transfer_id}, self._to_host(given.tensor))
-        else:
-            self._start(key, media, metadata, ticket.transfer_id, request.traceparent)
+        try:
+            if given is not None:
+                self._finish({ticket.transfer_id}, self._to_host(given.tensor))
+            else:
+                self._start(key, media, metadata, ticket.transfer_id, request.traceparent)
+        except BaseException:
+            self._server.release(ticket.transfer_id)
+            raise
         return ticket
 
     def _described(self, media: Media) -> ItemMetadata:
@@ -237,16 +247,19 @@ class EncoderWorker:
         if isinstance(begun, HostEmbedding):
             self._finish({transfer_id}, begun)
         elif begun is not None:
-            self._batcher.submit(
-                EncodeJob(
-                    media=media,
-                    cost=metadata.num_patches,
-                    work=self._encoder.work(metadata),
-                    wanted=partial(self._encodings.is_wanted, begun, self._server.is_live),
-                    done=partial(self._done, begun),
-                    traceparent=traceparent,
-                )
+            job = EncodeJob(
+                media=media,
+                cost=metadata.num_patches,
+                work=self._encoder.work(metadata),
+                wanted=partial(self._encodings.is_wanted, begun, self._server.is_live),
+                done=partial(self._done, begun),
+                traceparent=traceparent,
             )
+            try:
+                self._batcher.submit(job)
+            except TriptychError as error:
+                self._finish(self._encodings.end(begun), error)  # others may have joined it
+                raise
 
     def _done(self, encoding: Encoding, outcome: Outcome) -> None:
         if isinstance(outcome, HostEmbedding):
@@ -254,18 +267,21 @@ class EncoderWorker:
         self._finish(self._encodings.end(encoding), outcome)
 
     def _to_host(self, tensor: torch.Tensor) -> HostEmbedding:
-        """Written once, to where every transfer of it and the cache share it; cached items make room if need be."""
+        """Written once, to where every transfer of it and the cache share it; cached items make room where they can."""
         while (placed := self._server.place(tensor)) is None:
-            if tensor.nbytes >= self._arena_bytes or not self._cache.evict():
+            if tensor.nbytes >= self._arena_bytes or not self._cache.make_room():
+                if tensor.is_cpu and tensor.untyped_storage().nbytes() > tensor.nbytes:
+                    tensor = tensor.clone()  # A cached part of a pass would keep all of the pass.
                 return HostEmbedding.of(tensor)
-        return placed
+        return ArenaEmbedding(placed.memory, placed.shape, placed.dtype)
 
     def _finish(self, transfers: set[str], outcome: Outcome) -> None:
         for transfer_id in transfers:
             if isinstance(outcome, TriptychError):
                 self._server.fail(transfer_id, outcome)
             else:
-                self._server.publish(transfer_id, outcome.memory, outcome.shape, outcome.dtype)
+                memory = outcome.lend() if isinstance(outcome, ArenaEmbedding) else outcome.memory
+                self._server.publish(transfer_id, memory, outcome.shape, outcome.dtype)
 
 
 def _item_failure(index: int, error: BaseException) -> ItemFailure:

@@ -1,5 +1,6 @@
 """Guards: an item that fails and takes others along, an item that is never answered, and passes for nobody."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,8 @@ from encoder_workers.interface import Tower
 from encoder_workers.media import Limits, Media, Prepared
 from encoder_workers.registry import find_family, load_family
 from npu_kernels import AttentionShape, select_ops
-from transfer import BadMedia, EncodeFailed, TriptychError
+from transfer import BadMedia, Closed, EncodeFailed, EncoderLost, TriptychError
+from transfer.errors import OutOfMemory
 from transfer.tensors import buffer_to_tensor
 
 WAIT_S = 60.0
@@ -29,6 +31,10 @@ class FragileTower:
     def __init__(self, tower: Tower) -> None:
         self._tower = tower
         self.breaks_on: list[torch.Tensor] = []
+        self.error: Exception = RuntimeError("a broken item")
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
         self.passes: list[int] = []
 
     @property
@@ -45,9 +51,18 @@ class FragileTower:
 
     def forward(self, batch: Sequence[Prepared]) -> list[torch.Tensor]:
         self.passes.append(len(batch))
+        self.begun.set()
+        assert self.go_on.wait(WAIT_S)
         if any(torch.equal(item.inputs, bad) for item in batch for bad in self.breaks_on):
-            raise RuntimeError("a broken item")
+            raise self.error
         return self._tower.forward(batch)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.005)
 
 
 class Bench:
@@ -159,10 +174,48 @@ def test_a_pass_that_fails_is_repeated_item_by_item(bench: Bench, batcher: Batch
     assert isinstance(bench.outcome("1"), EncodeFailed)
     for seed in (0, 2):
         assert torch.equal(bench.outcome(str(seed)), bench.expected(picture(seed)))
-    assert batcher.num_encoded == 2
+    assert (batcher.num_encoded, batcher.num_failed) == (2, 1)
     batcher.submit(bench.job("later", picture(4)))
     bench.wait(4)
     assert isinstance(bench.outcome("later"), torch.Tensor)
+
+
+@pytest.mark.parametrize("error", [EncoderLost("ranks"), OutOfMemory("full"), RuntimeError("a defect")])
+@pytest.mark.parametrize("num_items", [1, 3])
+def test_every_item_that_fails_is_counted_once(
+    bench: Bench, batcher: Batcher, picture: Any, error: Exception, num_items: int
+) -> None:
+    bench.tower.error = error
+    for seed in range(num_items):
+        data = picture(seed)
+        bench.tower.breaks_on.append(bench.encoder.preprocess(bench.encoder.decode(Media("image", data))).inputs)
+        batcher.submit(bench.job(str(seed), data))
+    bench.wait(num_items)
+    expected = error.code if isinstance(error, TriptychError) else EncodeFailed.code
+    for outcomes in bench.outcomes.values():
+        assert isinstance(outcomes[0], TriptychError) and outcomes[0].code == expected
+    assert (batcher.num_encoded, batcher.num_failed) == (0, num_items)
+
+
+def test_whoever_fails_to_take_an_outcome_costs_nobody_else(
+    bench: Bench, picture: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An embedding, a failure and a pass that is watched, none of them taken."""
+
+    def broken(_: object) -> None:
+        raise ValueError("a defect")
+
+    batcher = Batcher(bench.encoder, 480, 60.0, 0.0, 1, on_pass=broken)
+    try:
+        for data in (picture(0), picture(1)[:-40]):
+            batcher.submit(dataclasses.replace(bench.job("lost", data), done=broken))
+        batcher.submit(bench.job("later", picture(2)))
+        bench.wait(1)
+        batcher.check_health()
+    finally:
+        batcher.close()
+    assert isinstance(bench.outcome("later"), torch.Tensor)
+    assert sum("failed" in record.message and record.exc_info is not None for record in caplog.records) >= 3
 
 
 def test_an_item_that_nobody_wants_costs_nothing(bench: Bench, batcher: Batcher, picture: Any) -> None:
@@ -185,6 +238,58 @@ def test_close_ends_in_time_with_items_waiting(bench: Bench, picture: Any) -> No
     batcher.close()
     assert time.monotonic() - started < WAIT_S
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("triptych-")]
+
+
+def test_close_drops_what_is_in_no_pass(bench: Bench, picture: Any) -> None:
+    batcher = Batcher(bench.encoder, max_batch_patches=48, target_pass_s=60.0, max_wait_s=0.0, num_prepare_threads=1)
+    bench.tower.go_on.clear()
+    batcher.submit(bench.job("in a pass", picture(0)))
+    assert bench.tower.begun.wait(WAIT_S)
+    batcher.submit(bench.job("prepared", picture(1)))
+    wait_until(lambda: batcher.num_waiting == 1)
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    wait_until(lambda: batcher.num_waiting == 0)
+    bench.tower.go_on.set()
+    closing.join(WAIT_S)
+    assert bench.outcomes.keys() == {"in a pass"}
+    assert bench.tower.passes == [1]
+    with pytest.raises(Closed):
+        batcher.submit(bench.job("late", picture(2)))
+
+
+@pytest.mark.parametrize("hangs", ["preparing", "pass"])
+def test_close_does_not_wait_for_ever(
+    bench: Bench, picture: Any, hangs: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("encoder_workers.batcher._CLOSE_TIMEOUT_S", 0.2)
+    batcher = Batcher(bench.encoder, max_batch_patches=48, target_pass_s=60.0, max_wait_s=0.0, num_prepare_threads=1)
+    begun = bench.tower.begun
+    bench.tower.go_on.clear()
+
+    def wanted() -> bool:
+        begun.set()
+        return bench.tower.go_on.wait(WAIT_S)
+
+    batcher.submit(bench.job("slow", picture(0), wanted if hangs == "preparing" else lambda: True))
+    assert begun.wait(WAIT_S)
+    started = time.monotonic()
+    batcher.close()
+    assert time.monotonic() - started < WAIT_S / 4
+    assert "after 0.2 s" in caplog.text
+    bench.tower.go_on.set()
+    batcher.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("triptych-")]
+
+
+def test_a_tower_thread_that_does_not_begin_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr("encoder_workers.batcher._START_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("encoder_workers.batcher.give_way", lambda niceness: go_on.wait(WAIT_S))
+    with pytest.raises(EncoderLost, match="has not begun"):
+        Batcher(bench.encoder, 480, 60.0, 0.0, 1, num_tower_threads=torch.get_num_threads())
+    go_on.set()
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("triptych-")])
 
 
 def test_only_the_towers_thread_computes_on_several(bench: Bench, picture: Any) -> None:

@@ -19,10 +19,7 @@ def fetcher(*allowed: str, timeout_s: float = 20.0) -> MediaFetcher:
 
 
 async def fetched(made: MediaFetcher, url: str) -> bytes:
-    try:
-        return await made.bytes_of(MediaItem("image", url=url))
-    finally:
-        await made.close()
+    return await made.bytes_of(MediaItem("image", url=url))
 
 
 async def test_an_allowed_host_is_fetched(web: Any) -> None:
@@ -30,12 +27,29 @@ async def test_an_allowed_host_is_fetched(web: Any) -> None:
     assert web.hosts == [web.url.removeprefix("http://")]
 
 
+async def test_a_connection_ends_with_its_fetch() -> None:
+    """Though the server would keep it: nothing closes a fetcher."""
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+        assert await reader.read() == b""
+        writer.close()
+        ended.set()
+
+    made = fetcher("127.0.0.1")
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert await fetched(made, f"http://127.0.0.1:{port}/a") == b"x"
+        await asyncio.wait_for(ended.wait(), 20)
+
+
 async def test_bytes_that_came_along_are_only_measured(web: Any) -> None:
     made = fetcher()
     assert await made.bytes_of(MediaItem("image", data=bytes(LIMIT))) == bytes(LIMIT)
     with pytest.raises(LimitExceeded):
         await made.bytes_of(MediaItem("image", data=bytes(LIMIT + 1)))
-    await made.close()
 
 
 async def test_a_private_address_is_refused_before_a_connection(web: Any) -> None:

@@ -21,6 +21,7 @@ from encoder_workers.worker import EncoderWorker
 from transfer import (
     Busy,
     ClientSettings,
+    Closed,
     CurveKey,
     EmbeddingClient,
     EmbeddingExpired,
@@ -77,6 +78,7 @@ class Service:
 def settings(checkpoint: Path) -> Callable[..., TriptychConfig]:
     def make(encoder: dict[str, Any] | None = None, **transfer: Any) -> TriptychConfig:
         content = {"encoder": encoder or {}, "decode": {}, "transfer": {"arena_bytes": "4 MiB"} | transfer}
+        content["limits"] = {"allowed_media_hosts": ["127.0.0.1"]}
         return TriptychConfig.model_validate({"model": str(checkpoint), "dtype": "float32"} | content)
 
     return make
@@ -168,6 +170,51 @@ async def test_a_picture_seen_before_costs_no_encoder_work(serve: Any, picture: 
     assert (stats.num_encoded, stats.num_cache_hits, stats.cached_bytes) == (1, 1, first.nbytes)
 
 
+async def _encode_in_turn(service: Service, media: list[bytes], *, release: bool) -> int:
+    """One after the other, all for one request; returns the bytes of their embeddings."""
+    num_bytes = 0
+    for data in media:
+        ticket = await service.ticket(data)
+        num_bytes += (await service.fetch(ticket)).nbytes
+        if release:
+            service.client.release(ticket.ref())
+            await service.until(lambda: service.worker.stats().num_leases == 0)
+    return num_bytes
+
+
+async def test_without_an_arena_the_cache_keeps_what_its_budget_allows(serve: Any, picture: Any) -> None:
+    service = serve({}, channels=("zmq",))
+    media = [picture(seed) for seed in range(5)]
+    num_bytes = await _encode_in_turn(service, media, release=True)
+    assert service.worker.stats().cached_bytes == num_bytes
+    await _encode_in_turn(service, media, release=True)
+    assert service.worker.stats().num_encoded == len(media)
+
+
+async def test_an_arena_full_of_leases_costs_the_cache_nothing(serve: Any, picture: Any) -> None:
+    """To forget what is leased makes no room; what then finds none is kept in ordinary memory."""
+    service = serve({}, arena_bytes=2**20)
+    num_bytes = await _encode_in_turn(service, [picture(seed, 448, 448) for seed in range(12)], release=False)
+    assert num_bytes > 2**20
+    assert service.worker.stats().cached_bytes == num_bytes
+
+
+async def test_what_only_the_cache_keeps_makes_room_in_the_arena(serve: Any, picture: Any) -> None:
+    service = serve({}, arena_bytes=2**20, channels=("shm",))
+    media = [picture(seed, 448, 448) for seed in range(12)]
+    num_bytes = await _encode_in_turn(service, media, release=True)
+    assert 2**19 < service.worker.stats().cached_bytes < 2**20 < num_bytes
+    await service.ticket(media[-1])
+    assert service.worker.stats().num_cache_hits == 1
+
+
+def test_a_cached_part_of_a_pass_does_not_keep_the_others(serve: Any) -> None:
+    whole = torch.zeros(64, 8)
+    kept = serve({}, channels=("zmq",)).worker._to_host(whole[:1])
+    whole.fill_(1.0)
+    assert not any(kept.memory)
+
+
 async def test_tenants_share_nothing(serve: Any, picture: Any) -> None:
     service = serve()
     tickets = [await service.ticket(picture(1), tenant=tenant) for tenant in ("a", "b")]
@@ -226,6 +273,43 @@ async def test_an_item_that_nobody_waits_for_any_more_is_not_encoded(serve: Any,
     assert service.worker.stats().num_encoded == 1
     assert service.worker.stats().num_leases == 1
     await service.fetch(await service.ticket(picture(1)))
+
+
+async def test_a_cancelled_call_leaves_no_leases(serve: Any, picture: Any, web: Any) -> None:
+    """One item has its ticket, the other is still on its way."""
+    service = serve()
+    slow = web.stream("/slow", b"x", 600, pause_s=0.05)
+    items = (MediaItem("image", picture(1)), MediaItem("image", url=slow))
+    call = asyncio.ensure_future(service.worker.encode(EncodeRequest("request", items, (), "", LONG_S)))
+    await service.until(lambda: service.worker.stats().num_encoded == 1 and "/slow" in web.hits)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert service.worker.stats().num_leases == 0
+
+
+async def test_an_item_that_cannot_be_begun_leaves_no_lease(serve: Any, picture: Any) -> None:
+    service = serve()
+    service.worker._batcher.close()
+    (failure,) = (await service.encode(picture(1))).failures
+    assert failure.code == Closed.code
+    stats = service.worker.stats()
+    assert (stats.num_leases, stats.num_pending) == (0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_dead_tower_thread_is_no_health(serve: Any, picture: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = serve()
+    service.worker.check_health()
+
+    def broken(*_: object) -> None:
+        raise AssertionError("a defect")
+
+    monkeypatch.setattr(service.worker._batcher, "_encode", broken)
+    await service.ticket(picture(1))
+    service.worker._batcher._thread.join(WAIT_S)
+    with pytest.raises(EncoderLost, match="thread has died"):
+        service.worker.check_health()
 
 
 async def test_an_item_that_one_of_two_still_wants_is_encoded(serve: Any, picture: Any) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from encoder_workers.cache import EmbeddingCache
+from encoder_workers.cache import ArenaEmbedding, EmbeddingCache
 from transfer import HostEmbedding
 
 
@@ -48,4 +48,23 @@ def test_a_key_that_is_there_is_counted_once() -> None:
     cache.put("a", first)
     cache.put("a", rows(1))
     assert cache.get("a") is first
+    assert cache.held_bytes == ROW.nbytes
+
+
+def test_only_what_the_cache_alone_keeps_in_the_arena_makes_room() -> None:
+    """The least recently used first; what transfers need would stay, and ordinary memory is no part of the arena."""
+    cache = EmbeddingCache(10 * ROW.nbytes)
+    cache.put("ordinary", rows(1))
+    arena = {key: ArenaEmbedding(ROW.memory, ROW.shape, ROW.dtype) for key in ("lent", "older", "newer")}
+    for key, embedding in arena.items():
+        cache.put(key, embedding)
+    first, second = arena["lent"].lend(), arena["lent"].lend()
+    assert cache.make_room()
+    assert [key for key in ("ordinary", *arena) if cache.get(key) is not None] == ["ordinary", "lent", "newer"]
+    del first
+    assert cache.make_room()
+    assert not cache.make_room()
+    del second
+    assert cache.make_room()
+    assert cache.get("ordinary") is not None
     assert cache.held_bytes == ROW.nbytes
