@@ -17,6 +17,8 @@ from configs.transfer import TransferConfig
 
 Device = Literal["cpu", "cuda", "npu"]
 DType = Literal["float32", "bfloat16", "float16"]
+_ONE_MODEL = ("max_model_len", "hf_overrides", "hf_config_path", "config_format", "tokenizer", "tokenizer_mode")
+"""Engine arguments that say what the model is, which prefill and decode have to agree on."""
 
 
 class StageConfig(Settings):
@@ -81,7 +83,7 @@ class EncoderConfig(StageConfig):
         2**30, description="Host memory for embeddings kept by content; a repeated picture is not encoded again."
     )
     max_pending_items: int = Field(
-        4096, ge=1, description="Items that one replica holds (waiting, computing or leased) before it answers BUSY."
+        4096, ge=1, description="Items that one replica holds (waiting, computing or leased) before it takes no other."
     )
 
     @model_validator(mode="after")
@@ -104,8 +106,9 @@ class EngineStageConfig(StageConfig):
     max_queued_tokens: int = Field(
         2**19,
         ge=1,
-        description="Tokens of prompts without a first token at one replica at which it answers BUSY (vLLM's "
-        "max_num_queued_tokens). When all do, requests that were let in wait, and new ones are answered 503.",
+        description="Tokens of prompts without a first token at one replica at which it takes no other (vLLM's "
+        "max_num_queued_tokens). When none does, requests for which a stage has worked wait, and new ones are "
+        "answered 503 [queue_full].",
     )
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="Passed through to vllm.AsyncEngineArgs, for example {max_model_len: 32768}."
@@ -117,6 +120,7 @@ class EngineStageConfig(StageConfig):
             "model": "model (top level)",
             "served_model_name": "served_model_name (top level)",
             "dtype": "dtype (top level)",
+            "revision": "a folder with that revision as model (top level): encoders read it, too",
             "tensor_parallel_size": "tensor_parallel_size of the stage",
             "kv_transfer_config": "kv_transfer (top level)",
             "ec_transfer_config": "transfer (top level)",
@@ -230,10 +234,10 @@ class TriptychConfig(Settings):
                 f"encoder.dtype is {self.encoder.dtype} but the language model runs in {self.dtype}: "
                 "the engine would have to convert every embedding; give both the same type"
             )
-        if self.prefill and "max_model_len" in self.prefill.engine_args | self.decode.engine_args:
-            lengths = {s.engine_args.get("max_model_len") for s in (self.prefill, self.decode)}
-            if len(lengths) > 1:
-                raise ValueError("prefill and decode have different engine_args.max_model_len: give both the same")
+        if self.prefill:
+            for name in _ONE_MODEL:
+                if self.prefill.engine_args.get(name) != self.decode.engine_args.get(name):
+                    raise ValueError(f"prefill and decode have different engine_args.{name}: give both the same")
         if self.device == "cpu":
             for name, stage in self.stages().items():
                 wanted = {"NPU", "GPU"} & stage.resources_per_rank.keys()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -34,6 +36,20 @@ from configs import TriptychConfig, read_api_keys
 from configs.environment import set_environment
 
 _TASKS = ("generate",)
+_OF_THE_MODEL = (
+    "max_model_len",
+    "hf_overrides",
+    "hf_config_path",
+    "config_format",
+    "tokenizer",
+    "tokenizer_mode",
+    "skip_tokenizer_init",
+    "generation_config",
+    "override_generation_config",
+    "max_logprobs",
+    "logprobs_mode",
+)
+"""Engine arguments by which an engine judges requests and completes them: the front has to do it in the same way."""
 
 
 def build_openai_app(
@@ -53,8 +69,7 @@ def build_openai_app(
         observer: takes note of every request.
     """
     set_environment({"VLLM_MEDIA_CONNECTOR": CONNECTOR_NAME})
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(config))
-    vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    args, vllm_config = front_config(config)
     app: FastAPI = build_app(args, _TASKS, vllm_config.model_config)
     app.include_router(status_router(config.topology, status, metrics_export))
     describe(app)
@@ -88,8 +103,15 @@ def build_openai_app(
     )
 
 
+def front_config(config: TriptychConfig) -> tuple[Namespace, VllmConfig]:
+    """vLLM's command line and configuration for a front end that matches the stages and loads no weights."""
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(config))
+    for name, value in _engine_arguments(config).items():
+        setattr(args, name, value)
+    return args, AsyncEngineArgs.from_cli_args(args).create_engine_config()
+
+
 def _arguments(config: TriptychConfig) -> list[str]:
-    """vLLM's command line for a front end that matches the stages and loads no weights."""
     ingress = config.ingress
     limits = config.limits.items_per_prompt if config.encoder is not None else {}
     arguments = [
@@ -100,11 +122,6 @@ def _arguments(config: TriptychConfig) -> list[str]:
         *("--mm-processor-cache-gb", "0"),
         "--disable-log-stats",
     ]
-    # What bounds a prompt in the engine that computes it bounds it here: its length, and the tokens of one item.
-    computing = config.prefill or config.decode
-    for name, source in (("max_model_len", config.decode), ("max_num_batched_tokens", computing)):
-        if (value := source.engine_args.get(name)) is not None:
-            arguments += [f"--{name.replace('_', '-')}", str(value)]
     if config.trust_remote_code:
         arguments.append("--trust-remote-code")
     if config.encoder is None:
@@ -118,3 +135,11 @@ def _arguments(config: TriptychConfig) -> list[str]:
     if ingress.chat_template is not None:
         arguments += ["--chat-template", str(ingress.chat_template)]
     return arguments
+
+
+def _engine_arguments(config: TriptychConfig) -> dict[str, Any]:
+    """What the front takes over from the engines: of one item's tokens, from the one that computes prompts."""
+    computing = config.prefill or config.decode
+    sources = dict.fromkeys(_OF_THE_MODEL, config.decode.engine_args)
+    sources["max_num_batched_tokens"] = computing.engine_args
+    return {name: source[name] for name, source in sources.items() if name in source}
