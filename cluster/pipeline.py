@@ -21,6 +21,7 @@ from dataclasses import replace
 from vllm.outputs import RequestOutput
 
 from cluster.continuation import Continuation
+from cluster.kv_releases import KVReleases
 from cluster.request import Generation, RequestContext, TicketedItem
 from cluster.retries import Retries
 from cluster.room import StageRoom
@@ -57,6 +58,7 @@ class Pipeline:
         self._tickets = TicketSource(encoder, attempts)
         self._prefill_stage = prefill
         self._decode_stage = decode
+        self._kv_releases = KVReleases(decode)
         self._attempts = attempts
         self._busy_wait_s = busy_wait_s
         self._prefill_room, self._decode_room = StageRoom(QueueFull), StageRoom(QueueFull)
@@ -163,7 +165,7 @@ class Pipeline:
                     yield output
         finally:
             if prefilled is not None and not begun:
-                await self._release_kv(generation.request_id, prefilled)
+                self._kv_releases.release(generation.request_id, prefilled)
 
     async def _prefilled(
         self, context: RequestContext, generation: Generation, given: tuple[int, ...]
@@ -216,11 +218,6 @@ class Pipeline:
     def _first_wait_s(self, generation: Generation, given: tuple[int, ...]) -> float:
         """For how long the stage that computes the prompt is waited for: without end where another has worked."""
         return math.inf if given or generation.items else self._busy_wait_s
-
-    async def _release_kv(self, request_id: str, prefilled: PrefillResult) -> None:
-        """Have prefill free a KV cache that no decode worker took; its lease there ends it otherwise."""
-        with contextlib.suppress(TriptychError):
-            await asyncio.shield(self._decode_stage.release_kv(request_id, prefilled.kv_params))
 
     async def _with_live_tickets(
         self, context: RequestContext, generation: Generation, error: RetryableError

@@ -31,7 +31,6 @@ from transfer import (
 
 # A replica ends an overdue request itself and says so; the caller waits that much longer for it.
 _GRACE_S = 5.0
-_RELEASE_TIMEOUT_S = 10.0
 _ending: set[asyncio.Task[None]] = set()
 """Streams whose only item is there: the loop itself keeps no reference to its tasks."""
 
@@ -72,8 +71,8 @@ class RayDecodeStage:
             async for output in outputs:
                 yield output
 
-    async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
-        await _single(self._handle.release_kv.remote(request_id, kv_params), WorkerLost, _RELEASE_TIMEOUT_S)
+    async def release_kv(self, request_id: str, kv_params: KVParams, timeout_s: float) -> None:
+        await _single(self._handle.release_kv.remote(request_id, kv_params), WorkerLost, timeout_s)
 
 
 def _direct(handle: DeploymentHandle) -> DeploymentHandle:

@@ -176,7 +176,7 @@ class Service:
                 raise StartupFailed(f"Ray did not start: {error}") from error
             raise StartupFailed(
                 f"no Ray cluster can be joined at {self._ray_address}: {error}\n"
-                "where the cluster wants a token, as Ray's clusters do by default, set RAY_AUTH_MODE=token"
+                "where the cluster wants a token, copy its ~/.ray/auth_token to this node and set RAY_AUTH_MODE=token"
             ) from error
 
     def _wait(self, on_progress: Callable[[str], None], deadline: float, stop: threading.Event) -> None:

@@ -34,6 +34,6 @@ class DecodeStage(Protocol):
         """The request's outputs; closing the generator aborts the work."""
         ...
 
-    async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
-        """Have prefill's KV cache freed, since nobody will pull it."""
+    async def release_kv(self, request_id: str, kv_params: KVParams, timeout_s: float) -> None:
+        """Have prefill's KV cache freed, since nobody will pull it. Raises DeadlineExceeded after `timeout_s`."""
         ...

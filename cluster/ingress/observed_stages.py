@@ -127,5 +127,5 @@ class ObservedDecodeStage:
                         call.outcome = _OK
                     yield output
 
-    async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
-        await self._stage.release_kv(request_id, kv_params)
+    async def release_kv(self, request_id: str, kv_params: KVParams, timeout_s: float) -> None:
+        await self._stage.release_kv(request_id, kv_params, timeout_s)

@@ -81,7 +81,7 @@ class InProcessDecode:
         for output in await asyncio.to_thread(self._run, request):
             yield output
 
-    async def release_kv(self, request_id: str, kv_params: KVParams) -> None:
+    async def release_kv(self, request_id: str, kv_params: KVParams, timeout_s: float) -> None:
         raise AssertionError("there is no prefill stage")
 
     def close(self) -> None:

@@ -19,9 +19,16 @@ from pydantic_core import PydanticUndefined
 import configs
 from configs import TriptychConfig
 from configs.base import Settings
+from configs.sizes import ByteSize, PixelCount
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
 _BLOCK = re.compile(r"<!-- fields of (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+# By the validator that reads them.
+_UNITS = (
+    (typing.get_args(ByteSize)[1], (("GiB", 2**30), ("MiB", 2**20))),
+    (typing.get_args(PixelCount)[1], (("MP", 1_000_000),)),
+)
 
 
 def sections() -> dict[str, type[BaseModel]]:
@@ -67,8 +74,7 @@ def _type_name(field: FieldInfo) -> str:
     names = [_name(option) for option in _options(field.annotation) if option is not type(None)]
     if any(isinstance(item, BeforeValidator) for item in field.metadata):
         names = ["size"]
-    limits = [_limit(item) for item in field.metadata]
-    return " or ".join(names) + "".join(f", {limit}" for limit in limits if limit)
+    return " or ".join(names) + "".join(f", {limit}" for limit in _limits(field))
 
 
 def _name(annotation: Any) -> str:
@@ -87,12 +93,20 @@ def _name(annotation: Any) -> str:
     return {str: "text", int: "integer", float: "number", bool: "yes or no", Any: "anything", Path: "file"}[annotation]
 
 
-def _limit(item: object) -> str:
-    for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
-        value = getattr(item, name, None)
-        if value is not None:
-            return f"{sign} {value:g}"
-    return ""
+def _limits(field: FieldInfo) -> list[str]:
+    """Bounds of the value, in its units; "> 0" of every size is left out where a higher bound stands beside it."""
+    found = {name: getattr(item, name) for item in field.metadata for name in _SIGNS if hasattr(item, name)}
+    if "ge" in found and "gt" in found:
+        del found["gt" if found["ge"] > found["gt"] else "ge"]
+    return [f"{_SIGNS[name]} {_amount(value, field)}" for name, value in found.items()]
+
+
+def _amount(value: object, field: FieldInfo) -> str:
+    """A number as a file would have it: of a size in the largest unit of which it is a multiple."""
+    for unit, size in next((units for kind, units in _UNITS if kind in field.metadata), ()):
+        if isinstance(value, int) and value >= size and value % size == 0:
+            return f"{value // size} {unit}"
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
 def _default(field: FieldInfo) -> str:
@@ -110,10 +124,7 @@ def _default(field: FieldInfo) -> str:
         return f"`[{', '.join(value)}]`"
     if isinstance(value, dict):
         return "`{" + ", ".join(f"{key}: {amount}" for key, amount in value.items()) + "}`"
-    for unit, num_bytes in (("GiB", 2**30), ("MiB", 2**20)):
-        if isinstance(value, int) and value >= num_bytes and value % num_bytes == 0:
-            return f"`{value // num_bytes} {unit}`"
-    return f"`{value}`"
+    return f"`{value}`" if isinstance(value, float) else f"`{_amount(value, field)}`"
 
 
 @pytest.mark.parametrize("name", sorted(sections()))
