@@ -57,8 +57,8 @@ class ServiceAddress:
 class Service:
     """One service. `start`, then `close`; `close` is idempotent and safe after a failed start.
 
-    Without an address a Ray cluster of its own is started on this machine, on loopback alone, and ended with the
-    service; with one, the running cluster is joined and only the application is removed from it.
+    Without an address a Ray cluster of its own is started on this machine, with the HTTP front on loopback alone, and
+    ended with the service; with one, the running cluster is joined and only the application is removed from it.
     """
 
     def __init__(self, config: TriptychConfig, *, port: int, ray_address: str | None) -> None:
