@@ -169,6 +169,7 @@ class EncoderWorker:
         """Raises EncoderLost when this replica cannot encode any more."""
         self._encoder.check_health()
         self._batcher.check_health()
+        self._server.check_health()
 
     def close(self) -> None:
         """Answer what waits with a typed error and free everything."""

@@ -29,7 +29,6 @@ from transfer.errors import (
 from transfer.failures import FailureCollector, FailureReporter
 from transfer.keys import host_id, item_key, new_transfer_id
 from transfer.messages import (
-    RETRYABLE,
     EmbeddingRef,
     EncodeReply,
     EncodeRequest,
@@ -52,7 +51,6 @@ from transfer.tensors import HostEmbedding, dtype_name, tensor_to_buffer, torch_
 
 __all__ = [
     "PROTOCOL_VERSION",
-    "RETRYABLE",
     "ArrivedFuture",
     "BadMedia",
     "Busy",

@@ -30,31 +30,44 @@ class BufferPool:
         if memory is None:
             memory = empty_buffer(size)
         array = np.frombuffer(memory, np.uint8, num_bytes)
-        weakref.finalize(array, self._dropped.append, memory).atexit = False
+        weakref.finalize(array, self._take_back, memory).atexit = False
         return array.data
 
     @property
     def num_idle_bytes(self) -> int:
         """Bytes kept for later."""
-        with self._lock:
+        try:
+            with self._lock:
+                return sum(memory.nbytes for memory in self._idle)
+        finally:
             self._collect()
-            return sum(memory.nbytes for memory in self._idle)
+
+    def _take_back(self, memory: memoryview) -> None:
+        # Runs wherever the last reference is dropped, also while this very thread has the lock, so it does not wait.
+        self._dropped.append(memory)
+        self._collect()
 
     def _take(self, size: int) -> memoryview | None:
-        with self._lock:
+        try:
+            with self._lock:
+                for index in reversed(range(len(self._idle))):
+                    if self._idle[index].nbytes == size:
+                        return self._idle.pop(index)
+            return None
+        finally:
             self._collect()
-            for index in reversed(range(len(self._idle))):
-                if self._idle[index].nbytes == size:
-                    return self._idle.pop(index)
-        return None
 
     def _collect(self) -> None:
-        # Finalizers run anywhere, so they only queue; here the oldest go first when it is too much.
-        while self._dropped:
-            self._idle.append(self._dropped.popleft())
-        held = sum(memory.nbytes for memory in self._idle)
-        while held > self._idle_bytes:
-            held -= self._idle.pop(0).nbytes
+        """Keep what was dropped, or let it go; whoever has the lock does it instead, once it has given that back."""
+        while self._dropped and self._lock.acquire(blocking=False):
+            try:
+                while self._dropped:
+                    self._idle.append(self._dropped.popleft())
+                held = sum(memory.nbytes for memory in self._idle)
+                while held > self._idle_bytes:  # the oldest first
+                    held -= self._idle.pop(0).nbytes
+            finally:
+                self._lock.release()
 
 
 def _rounded(num_bytes: int) -> int:

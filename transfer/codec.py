@@ -1,6 +1,9 @@
 """Messages to MessagePack bytes and strictly back: `[protocol version, type tag, {field: value}]`.
 
-No pickle and no extension types; everything a peer controls is bounded before it is unpacked.
+No pickle and no extension types; the length of a frame, and all that it may hold, is bounded before it is unpacked.
+How many frames a message has is not bounded before it has ended: libzmq limits each of them (MAXMSGSIZE), and gathers
+them until the last one, so that a peer that never ends a message takes memory for as long as its connection lasts. With
+a cluster key (see `curve`) only peers that have it can do so.
 """
 
 from typing import Any, TypeVar, cast, overload

@@ -16,9 +16,11 @@ Not thread-safe: the owner locks.
 
 import enum
 import heapq
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from transfer.channels.base import Payload
 from transfer.dtypes import DTYPE_BYTES
@@ -38,7 +40,11 @@ class LeaseState(enum.Enum):
 
 @dataclass(slots=True)
 class Lease:
-    """One announced embedding [num_tokens, width]; `payload` when READY, `error` when FAILED."""
+    """One announced embedding [num_tokens, width]; `payload` when READY, `error` when FAILED.
+
+    `looked_at` is when the table next looks whether its time is over: never after `deadline`. `memory` is equal for
+    leases whose payloads are the same bytes.
+    """
 
     transfer_id: str
     item_key: str
@@ -48,9 +54,11 @@ class Lease:
     lease_s: float
     deadline: float
     promise: Promise
+    looked_at: float
     state: LeaseState = LeaseState.ANNOUNCED
     payload: Payload | None = None
     error: TriptychError | None = None
+    memory: tuple[str, int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -81,7 +89,7 @@ class LeaseTable:
     num_expired: int = 0
     _leases: dict[str, Lease] = field(default_factory=dict)
     _tombstones: OrderedDict[str, LeaseState] = field(default_factory=OrderedDict)
-    _holds: dict[tuple[str, int], _Hold] = field(default_factory=dict)
+    _holds: dict[tuple[str, int, int], _Hold] = field(default_factory=dict)
     _promises: Promises = field(default_factory=Promises)
     _deadlines: list[tuple[float, str]] = field(default_factory=list)
 
@@ -109,9 +117,9 @@ class LeaseTable:
         if self.max_bytes is not None and not self._promises.fits(promise, self.max_bytes):
             raise Busy(f"{self._promises.num_bytes} bytes of embeddings are promised to others")
         self._promises.add(promise)
-        lease = Lease(transfer_id, item_key, num_tokens, width, dtype, lease_s, deadline, promise)
+        lease = Lease(transfer_id, item_key, num_tokens, width, dtype, lease_s, deadline, promise, deadline)
         self._leases[transfer_id] = lease
-        heapq.heappush(self._deadlines, (lease.deadline, transfer_id))
+        self._schedule(lease)
         return lease
 
     def fulfil(self, transfer_id: str, payload: Payload) -> bool:
@@ -119,9 +127,10 @@ class LeaseTable:
         lease = self._pending(transfer_id)
         if lease is None:
             return False
-        hold = self._holds.setdefault(payload.key, _Hold(payload, 0))
+        memory = _memory_of(payload)
+        hold = self._holds.setdefault(memory, _Hold(payload, 0))
         hold.num_leases += 1
-        lease.state, lease.payload = LeaseState.READY, payload
+        lease.state, lease.payload, lease.memory = LeaseState.READY, payload, memory
         self._extend(lease)
         return True
 
@@ -156,12 +165,16 @@ class LeaseTable:
         """End the leases whose time is over and return their ids."""
         now, expired = self.clock(), []
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, transfer_id = heapq.heappop(self._deadlines)
+            looked_at, transfer_id = heapq.heappop(self._deadlines)
             lease = self._leases.get(transfer_id)
-            if lease is not None and lease.deadline <= now:
-                self._end(lease, LeaseState.EXPIRED)
-                self.num_expired += 1
-                expired.append(transfer_id)
+            if lease is None or lease.looked_at != looked_at:
+                continue
+            if lease.deadline > now:
+                self._schedule(lease)
+                continue
+            self._end(lease, LeaseState.EXPIRED)
+            self.num_expired += 1
+            expired.append(transfer_id)
         return expired
 
     def get(self, transfer_id: str) -> Lease | None:
@@ -206,18 +219,20 @@ class LeaseTable:
         """Assert that the books agree with each other."""
         ready = [lease for lease in self._leases.values() if lease.state is LeaseState.READY]
         assert self.num_ready == len(ready)
-        assert {lease.payload.key for lease in ready if lease.payload} == self._holds.keys()
+        assert {lease.memory for lease in ready} == self._holds.keys()
         assert all(hold.num_leases > 0 for hold in self._holds.values())
         assert not self._leases.keys() & self._tombstones.keys()
         assert len(self._tombstones) <= self.max_tombstones
         assert len(self._leases) <= self.max_leases
         self._promises.check_integrity(lease.promise for lease in self._leases.values())
-        scheduled = set(self._deadlines)
+        looks, num_looks = set(self._deadlines), Counter(transfer_id for _, transfer_id in self._deadlines)
         for lease in self._leases.values():
             assert lease.state not in (LeaseState.RELEASED, LeaseState.EXPIRED)
             assert (lease.payload is not None) == (lease.state is LeaseState.READY)
             assert (lease.error is not None) == (lease.state is LeaseState.FAILED)
-            assert (lease.deadline, lease.transfer_id) in scheduled
+            assert lease.looked_at <= lease.deadline
+            assert (lease.looked_at, lease.transfer_id) in looks
+            assert num_looks[lease.transfer_id] <= 2  # of which one is from before it was ready
 
     def _pending(self, transfer_id: str) -> Lease | None:
         lease = self._leases.get(transfer_id)
@@ -229,6 +244,11 @@ class LeaseTable:
 
     def _extend(self, lease: Lease) -> None:
         lease.deadline = self.clock() + lease.lease_s
+        if lease.deadline < lease.looked_at:  # otherwise the later time is found then, however often it was renewed
+            self._schedule(lease)
+
+    def _schedule(self, lease: Lease) -> None:
+        lease.looked_at = lease.deadline
         heapq.heappush(self._deadlines, (lease.deadline, lease.transfer_id))
 
     def _end(self, lease: Lease, state: LeaseState) -> None:
@@ -238,9 +258,19 @@ class LeaseTable:
         if len(self._tombstones) > self.max_tombstones:
             self._tombstones.popitem(last=False)
         self.on_end(lease.transfer_id)
-        if lease.payload is None:
+        if lease.memory is None:
             return
-        hold = self._holds[lease.payload.key]
+        hold = self._holds[lease.memory]
         hold.num_leases -= 1
         if hold.num_leases == 0:
-            del self._holds[lease.payload.key]
+            del self._holds[lease.memory]
+
+
+def _memory_of(payload: Payload) -> tuple[str, int, int]:
+    """Equal for payloads of the same memory: that of one block, or at one address for as long as it is held."""
+    if payload.block_id:
+        return payload.block_id, 0, 0
+    if not payload.num_bytes:
+        return "", 0, 0
+    address: int = np.frombuffer(payload.buffer, np.uint8).__array_interface__["data"][0]
+    return "", address, payload.num_bytes

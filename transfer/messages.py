@@ -20,7 +20,7 @@ _BLOCK_ID = re.compile("(?:[0-9a-f]{32})?")
 
 
 class Status(enum.Enum):
-    """Outcome of a fetch. RETRYABLE statuses may succeed by encoding again or asking later."""
+    """Outcome of a fetch. NOT_FOUND, EXPIRED and BUSY may become OK by encoding again or asking later."""
 
     OK = "ok"
     NOT_FOUND = "not_found"
@@ -28,9 +28,6 @@ class Status(enum.Enum):
     BUSY = "busy"
     INCOMPATIBLE = "incompatible"
     FAILED = "failed"
-
-
-RETRYABLE: frozenset[Status] = frozenset({Status.NOT_FOUND, Status.EXPIRED, Status.BUSY})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from transfer.channels.zmq_channel import ZmqSendChannel
 from transfer.curve import CurveKey
 from transfer.doorbell import Ringer
 from transfer.dtypes import DTYPE_BYTES
-from transfer.errors import Closed, TriptychError
+from transfer.errors import Closed, EncoderLost, TriptychError
 from transfer.leases import LeaseTable
 from transfer.server_thread import ServerState, ServerThread
 from transfer.tensors import HostEmbedding, copy_tensor, dtype_name
@@ -219,7 +219,7 @@ class EmbeddingServer:
 
     def stats(self) -> ServerStats:
         """What the server holds and has counted."""
-        with self._state.lock:
+        with self._state.lock, self._state.counting:
             leases, counters = self._state.leases, self._state.counters
             return ServerStats(
                 num_leases=leases.num_leases,
@@ -234,6 +234,11 @@ class EmbeddingServer:
                 num_malformed=counters.num_malformed,
                 num_unreachable=counters.num_unreachable,
             )
+
+    def check_health(self) -> None:
+        """Raises EncoderLost when the control thread has died."""
+        if not self._closed and not self._thread.is_alive:
+            raise EncoderLost("the embedding server's thread has died: no fetch is answered any more")
 
     def check_integrity(self) -> None:
         """Assert that the server's books agree; for tests and idle moments."""

@@ -5,7 +5,9 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import zmq
 
@@ -26,11 +28,11 @@ from transfer.errors import (
 )
 from transfer.keys import host_id
 from transfer.leases import Lease, LeaseState, LeaseTable
-from transfer.messages import FetchReply, FetchRequest, Release, Renew, Status
+from transfer.messages import Chunk, FetchReply, FetchRequest, Release, Renew, Status
 from transfer.parking import Parked, ParkingLot
 from transfer.rate_limit import LimitedLog
 from transfer.replies import delivery, failure, refusal
-from transfer.router import bind_to, router_socket
+from transfer.router import bind_to, router_socket, send_now
 from transfer.wakeup import WakeUp
 
 _logger = logging.getLogger(__name__)
@@ -39,13 +41,16 @@ _MAX_BATCH = 64
 """Most messages taken before timers are looked at again."""
 _MAX_BELLS = 64
 """Most doorbells rung for one transfer; whoever has none is answered all the same."""
+_MAX_ID_LENGTH = 256
+"""Longest id of a transfer, which answers repeat; no reference has a longer one."""
 _LINGER_MS = 200
 _IO_THREADS = 2
+_Chunks: TypeAlias = Iterable[tuple[Chunk, memoryview]]
 
 
 @dataclass(slots=True)
 class Counters:
-    """What the thread counts; guarded by the lock of the state."""
+    """What the thread counts; `num_unreachable`: answers to peers that had left, or did not read those before."""
 
     num_parked: int = 0
     num_fetched: int = 0
@@ -56,7 +61,7 @@ class Counters:
 
 @dataclass(slots=True)
 class ServerState:
-    """What the API and the control thread share; `lock` guards `leases`, `counters` and `waiting`.
+    """What the API and the control thread share; `lock` guards `leases` and `waiting`, `counting` the `counters`.
 
     `waiting` has the transfers that fetches may be parked for, with the doorbells of those on this host.
     """
@@ -68,6 +73,7 @@ class ServerState:
     waiting: dict[str, set[str]] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    counting: threading.Lock = field(default_factory=threading.Lock)
 
     def forget(self, transfer_id: str) -> None:
         """A lease ended; called with the lock held."""
@@ -102,6 +108,11 @@ class ServerThread:
         """Begin to answer."""
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it answers."""
+        return self._thread.is_alive()
+
     def wake_by(self, deadline: float) -> None:
         """Have the timers looked at then (monotonic seconds), or before; called with the state's lock held."""
         if deadline < self._wakes_at:
@@ -133,12 +144,20 @@ class ServerThread:
                 self._receive_batch()
                 self._answer_changed()
                 self._expire()
-                with self._state.lock:
+                with self._state.counting:
                     self._state.counters.num_parked = self._parking.num_parked
+        except Exception:
+            # The process edge: whoever asks for the encoder's health learns that nobody is answered any more.
+            _logger.exception("embedding server thread failed")
         finally:
+            self._end()
+
+    def _end(self) -> None:
+        try:
             for parked in self._parking.take_all():
                 self._reply(parked.peer, failure(parked.request, EncoderLost("the encoder is shutting down")))
-            with self._state.lock:
+        finally:
+            with self._state.counting:
                 self._state.counters.num_parked = 0
             self._close_socket(_LINGER_MS)
 
@@ -164,17 +183,18 @@ class ServerThread:
             peer = frames[0]
             try:
                 self._handle(peer, frames[1:])
-            except VersionMismatch as error:
-                # The peer cannot read this either, but learns from its own VersionMismatch what is wrong.
-                self._count_malformed(error)
-                self._send(peer, FetchReply(0, "", Status.INCOMPATIBLE, error_code=Incompatible.code))
             except ProtocolError as error:
                 self._count_malformed(error)
+                if isinstance(error, VersionMismatch):
+                    # The peer cannot read this either, but learns from its own VersionMismatch what is wrong.
+                    self._reply(peer, FetchReply(0, "", Status.INCOMPATIBLE, error_code=Incompatible.code))
 
     def _handle(self, peer: bytes, frames: list[bytes]) -> None:
         if len(frames) != 1:
             raise ProtocolError(f"expected one frame, got {len(frames)}")
         message = decode(frames[0], FetchRequest, Release, Renew)
+        if len(message.transfer_id) > _MAX_ID_LENGTH:
+            raise ProtocolError(f"a transfer id of {len(message.transfer_id)} characters")
         if isinstance(message, FetchRequest):
             deadline = time.monotonic() + min(message.timeout_s, self._state.max_park_s)
             self._answer(Parked(peer, message, deadline))
@@ -204,6 +224,8 @@ class ServerThread:
         with self._state.lock:
             lease = self._state.leases.get(request.transfer_id)
             known = self._state.leases.state_of(request.transfer_id) is not None
+            if lease is not None and lease.item_key != request.item_key:
+                lease, known = None, False  # whoever asks for another item has no bell to be rung either
             state, payload, failed = (
                 (LeaseState.EXPIRED, None, None) if lease is None else (lease.state, lease.payload, lease.error)
             )
@@ -211,7 +233,7 @@ class ServerThread:
                 bells = self._state.waiting.setdefault(request.transfer_id, set())
                 if request.bell and request.host_id == host_id() and len(bells) < _MAX_BELLS:
                     bells.add(request.bell)
-        if (lease is None and not known) or (lease is not None and lease.item_key != request.item_key):
+        if not known:
             error_ = EmbeddingNotFound(f"transfer {request.transfer_id} is not known here")
             self._reply(peer, refusal(request, Status.NOT_FOUND, error_))
         elif lease is None:
@@ -251,35 +273,26 @@ class ServerThread:
         # What is small comes with the reply: the client is woken once. What is large comes after it, since only then it
         # can be received straight into its place.
         _, first = next(chunks, (None, None)) if payload.num_bytes <= SMALL_BYTES else (None, None)
-        if self._reply(peer, reply, first):
-            for chunk, data in chunks:
-                if not self._send(peer, chunk, data):
-                    return
+        self._reply(peer, reply, first, chunks)
 
-    def _reply(self, peer: bytes, reply: FetchReply, data: memoryview | None = None) -> bool:
-        with self._state.lock:
-            if reply.status is Status.OK:
-                self._state.counters.num_fetched += 1
+    def _reply(self, peer: bytes, reply: FetchReply, data: memoryview | None = None, chunks: _Chunks = ()) -> None:
+        """Send it and what follows, up to the first message that the peer does not take: it is as one that left."""
+        with self._state.counting:  # so that whoever has the answer finds it counted
+            counters = self._state.counters
+            if not self._send(peer, reply, data) or not all(self._send(peer, *chunk) for chunk in chunks):
+                counters.num_unreachable += 1
+            elif reply.status is Status.OK:
+                counters.num_fetched += 1
             else:
-                self._state.counters.num_refused += 1
-        return self._send(peer, reply, data)
+                counters.num_refused += 1
 
     def _send(self, peer: bytes, message: Message, data: memoryview | None = None) -> bool:
-        header = encode(message)
-        try:
-            if data is None:
-                self._socket.send_multipart([peer, header])
-            else:
-                self._socket.send_multipart([peer, header, data], copy=False)
-        except zmq.ZMQError as error:
-            if error.errno != errno.EHOSTUNREACH:
-                raise
-            with self._state.lock:
-                self._state.counters.num_unreachable += 1
-            return False
-        return True
+        failed = send_now(self._socket, peer, encode(message), data)
+        if failed == errno.EAGAIN:
+            self._log.warning("dropped an answer to a peer that asks and does not read")
+        return not failed
 
     def _count_malformed(self, error: TriptychError) -> None:
-        with self._state.lock:
+        with self._state.counting:
             self._state.counters.num_malformed += 1
         self._log.warning(f"dropped a malformed message: {error}")

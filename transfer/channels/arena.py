@@ -18,6 +18,7 @@ import mmap
 import os
 import secrets
 import struct
+import sys
 import threading
 import weakref
 from collections import deque
@@ -53,6 +54,8 @@ class Block:
 
 class Arena:
     """Owner of one arena with room for `num_bytes`. Thread-safe; `close` is idempotent."""
+
+    _process_ends = staticmethod(sys.is_finalizing)  # found here also when this module has been cleared already
 
     def __init__(self, num_bytes: int) -> None:
         """Reserve the memory at once. Raises OSError when /dev/shm has no room for it."""
@@ -99,11 +102,6 @@ class Arena:
         return None if block is None else (offset, block[0])
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes that blocks can have in all."""
-        return len(self._memory) - BOARD_BYTES
-
-    @property
     def num_free_bytes(self) -> int:
         """Bytes in no block."""
         with self._lock:
@@ -125,7 +123,9 @@ class Arena:
 
     def _give_back(self, start: int, end: int, memory: "weakref.ref[object]") -> None:
         # Runs wherever the last reference is dropped, also within `_take`, so it does not wait for the lock. The header
-        # goes before the block can be reused.
+        # goes before the block can be reused. A process that ends reuses none, and its arena is swept.
+        if self._process_ends():
+            return
         self._memory[start : start + HEADER_BYTES] = bytes(HEADER_BYTES)
         self._blocks.pop(start + HEADER_BYTES, None)
         self._freed.append((start, end))

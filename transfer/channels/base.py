@@ -53,11 +53,6 @@ class Payload:
         """Length of the payload."""
         return self.buffer.nbytes
 
-    @property
-    def key(self) -> tuple[str, int]:
-        """Equal for payloads of the same shared memory, which is held once however many transfers share it."""
-        return (self.block_id, 0) if self.block_id else ("", id(self))
-
 
 class SendChannel(ABC):
     """The encoder's end of a channel. All methods are thread-safe."""

@@ -1,6 +1,7 @@
 """Guards: a peer whose bytes stop the control thread, go uncounted, or reach a fetch that is not theirs."""
 
 import os
+import select
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 import torch
 import zmq
 
-from transfer import DeadlineExceeded, FetchRequest, Incompatible, ProtocolError, Release, encode
+from transfer import DeadlineExceeded, FetchRequest, Incompatible, ProtocolError, Release, encode, host_id
 from transfer.codec import MAX_CONTROL_BYTES, PROTOCOL_VERSION
+from transfer.doorbell import Doorbell
 from transfer.messages import Chunk, FetchReply, Segment, Status
 
 TENSOR = torch.arange(24, dtype=torch.float32).view(6, 4)
@@ -37,6 +39,7 @@ def test_malformed_frames_are_counted_and_the_service_goes_on(bench: Any, eventu
         [encode(Release("x")), b"more"],
         [msgpack.packb([PROTOCOL_VERSION, "Release", {"transfer_id": 5}])],
         [b"", encode(Release("x"))],
+        [encode(Release("x" * 257))],
     ]
     with context.socket(zmq.DEALER) as peer:
         peer.connect(server.endpoint)
@@ -172,3 +175,18 @@ def test_data_that_does_not_fit_the_reply_it_comes_with_ends_the_fetch(
         reply = FetchReply(_fetch_id(request), ref.transfer_id, Status.OK, "zmq", segments, (6, 4), "float32")
         encoder.send_multipart([identity, encode(reply), data])
         assert isinstance(future.exception(WAIT_S), ProtocolError)
+
+
+def test_whoever_asks_for_another_item_has_no_bell_rung(bench: Any, eventually: Any, context: Any) -> None:
+    server, bells = bench.server(), {key: Doorbell() for key in ("key", "other")}
+    ref = bench.announce(server, TENSOR)
+    with context.socket(zmq.DEALER) as peer:
+        peer.connect(server.endpoint)
+        for key in ("other", "key"):
+            bell = bells[key].name
+            peer.send(encode(FetchRequest(1, ref.transfer_id, key, ref.fingerprint, host_id(), ("zmq",), WAIT_S, bell)))
+        eventually(lambda: server.stats().num_parked == 1)
+        bench.publish(server, ref, TENSOR)
+        assert select.select(list(bells.values()), [], [], 0)[0] == [bells["key"]]
+    for doorbell in bells.values():
+        doorbell.close()

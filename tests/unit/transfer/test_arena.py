@@ -109,6 +109,16 @@ def test_an_arena_larger_than_the_file_system_is_refused_and_leaves_nothing() ->
     assert not set(SHARED_MEMORY.glob(f"{PREFIX}{os.getpid()}-*")) - before
 
 
+def test_a_process_that_ends_with_blocks_in_use_ends_in_silence() -> None:
+    script = (
+        "import sys, torch; from transfer import EmbeddingServer, send_channels;"
+        "server = EmbeddingServer('', channels=send_channels(['shm'], 2**20));"
+        "kept = [server.place(torch.zeros(16, 1024)) for _ in range(3)]; server.close(); sys.stdout.write('ended')"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert (ended.stdout, ended.stderr) == ("ended", "")
+
+
 def test_only_arenas_of_dead_owners_are_swept(arena: Arena) -> None:
     script = (
         "import os, sys; from transfer.channels.arena import Arena; made = Arena(65536);"

@@ -185,6 +185,51 @@ def test_a_payload_of_several_leases_is_held_until_the_last_ends() -> None:
     assert (leases.num_ready, leases.bytes_held) == (0, 0)
 
 
+def test_memory_is_held_once_however_many_payloads_are_made_of_it() -> None:
+    leases = table(Clock())
+    memory = memoryview(bytearray(64))
+    for transfer_id, rows in (("a", memory), ("b", memory[:]), ("c", memory[32:])):
+        leases.announce(transfer_id, "key", 1, 2, "float32", LEASE_S)
+        leases.fulfil(transfer_id, Payload(rows, 0, 1, rows.nbytes))
+    assert (leases.num_ready, leases.bytes_held) == (3, 64 + 32)
+    leases.release("a")
+    assert (leases.num_ready, leases.bytes_held) == (2, 64 + 32)
+    leases.release("b")
+    assert (leases.num_ready, leases.bytes_held) == (1, 32)
+    leases.check_integrity()
+
+
+def test_payloads_without_rows_hold_nothing() -> None:
+    leases = table(Clock())
+    for transfer_id in ("a", "b"):
+        leases.announce(transfer_id, "key", 1, 2, "float32", LEASE_S)
+        leases.fulfil(transfer_id, Payload(memoryview(b""), 0, 0, 8))
+    assert (leases.num_ready, leases.bytes_held) == (2, 0)
+    leases.clear()
+    leases.check_integrity()
+
+
+@pytest.mark.parametrize("is_ready", [False, True])
+def test_renewals_leave_nothing_behind_and_count_all_the_same(is_ready: bool) -> None:
+    clock = Clock()
+    leases = table(clock)
+    leases.announce("a", "key", 1, 2, "float32", LEASE_S, wait_s=3 * LEASE_S)
+    if is_ready:
+        leases.fulfil("a", payload())
+    for _ in range(1000):
+        clock.now += LEASE_S / 100
+        assert leases.renew("a")
+        assert leases.sweep() == []
+        leases.check_integrity()  # bounds what is kept for each lease
+    until = clock.now + LEASE_S
+    while clock.now < until - 1:
+        upcoming = leases.next_deadline()
+        assert upcoming is not None and clock.now < upcoming <= until
+        clock.now = upcoming
+        assert (leases.sweep() == ["a"]) == (upcoming == until)
+    assert leases.state_of("a") is LeaseState.EXPIRED
+
+
 def test_clear_ends_everything() -> None:
     leases = table(Clock())
     for transfer_id in ("a", "b"):

@@ -1,7 +1,7 @@
 """Guards: a future that is settled from the start answering otherwise than one that has become so."""
 
 import asyncio
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, InvalidStateError, as_completed, wait
 from typing import Any
 
 import pytest
@@ -40,3 +40,29 @@ def test_a_loop_can_wait_for_it() -> None:
         return await asyncio.wrap_future(SettledFuture(3))
 
     assert asyncio.run(wait()) == 3
+
+
+@pytest.mark.parametrize("outcome", [5, Busy("full")])
+def test_it_can_be_waited_for_with_others(outcome: Any) -> None:
+    pending: Future[int] = Future()
+    settled, ordinary, again = SettledFuture(outcome), become(outcome), SettledFuture(outcome)
+    for reason in (FIRST_COMPLETED, FIRST_EXCEPTION):
+        assert wait([settled], 0, reason) == ({settled}, set())
+        if reason == FIRST_COMPLETED or isinstance(outcome, Busy):
+            assert wait([settled, ordinary, again, pending], 5, reason) == ({settled, ordinary, again}, {pending})
+    assert wait([settled, pending], 0) == ({settled}, {pending})
+    assert set(as_completed([settled, again, ordinary], 5)) == {settled, again, ordinary}
+    completed = as_completed([settled, pending], 5)
+    assert next(completed) is settled
+    pending.set_result(1)
+    assert list(completed) == [pending]
+
+
+def test_it_cannot_be_settled_again() -> None:
+    settled = SettledFuture(5)
+    for change in (lambda: settled.set_result(6), lambda: settled.set_exception(Busy("full"))):
+        with pytest.raises(InvalidStateError):
+            change()
+    assert settled.result() == 5
+    with pytest.raises(AttributeError):
+        _ = settled.unheard_of
