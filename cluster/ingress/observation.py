@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from opentelemetry.trace import Span, SpanKind
+from vllm.exceptions import VLLMError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -41,7 +42,14 @@ class _Sequence:
 
 
 class RequestObservation:
-    """One HTTP request, from its arrival to its end."""
+    """One HTTP request, from its arrival to its end.
+
+    Attributes:
+        error_code: of the last failure that was not made good.
+        told: what vLLM's application was told of it.
+        cancelled: a call to a stage was given up.
+        disconnected: the client went before its answer was complete.
+    """
 
     def __init__(self, request_id: str, path: str, span: Span) -> None:
         self.request_id = request_id
@@ -50,13 +58,20 @@ class RequestObservation:
         self.arrived = time.monotonic()
         self.modalities: set[str] = set()
         self.error_code: str | None = None
+        self.told: VLLMError | None = None
         self.cancelled = False
+        self.disconnected = False
         self._sequences: dict[str, _Sequence] = {}
 
     @property
     def modality(self) -> str:
         """The label: text, the one kind of media in the request, or mixed."""
         return "mixed" if len(self.modalities) > 1 else next(iter(self.modalities), "text")
+
+    def fail(self, code: str, told: VLLMError) -> None:
+        """The request has failed for good, by an error of this code; `told` is what vLLM's application gets of it."""
+        if self.told is None:  # What fails after that fails because of it.
+            self.error_code, self.told = code, told
 
     def see_output(self, sequence_id: str, params: SamplingParams, output: RequestOutput) -> None:
         """An output of one sequence has come; only streamed ones tell when tokens came."""
@@ -88,6 +103,8 @@ class RequestObservation:
             status: of the answer; None when there was none.
             complete: whether the answer was sent to its end.
         """
+        if self.disconnected:
+            return "cancelled"  # Whatever was answered then, and vLLM answers 200, nobody has read it.
         if (status is not None and 400 <= status < 500) or self.was_shed(status):
             return "rejected"
         if (status is not None and status >= 500) or (self.error_code is not None and status is not None):

@@ -81,11 +81,18 @@ class RequestScopeMiddleware:
                     trace.mark("first_byte")
             await send(message)
 
+        async def receive_watched() -> Message:
+            message = await receive()
+            # One follows every complete answer, too.
+            if message["type"] == "http.disconnect" and not complete:
+                observation.disconnected = True
+            return message
+
         asked = AskedTickets()
         deadline = Deadline(self._deadline_s)
         token = _current.set(RequestContext(request.request_id, NO_TENANT, deadline, leases, trace, asked))
         try:
-            await self._app(request.scope, receive, send_traced)
+            await self._app(request.scope, receive_watched, send_traced)
         finally:
             _current.reset(token)
             asked.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import requests
@@ -162,6 +163,30 @@ def test_responses(client: OpenAI, reference: OpenAI) -> None:
         for c in (client, reference)
     )
     assert ours.output_text == theirs.output_text
+
+
+def test_responses_streamed(client: OpenAI, reference: OpenAI) -> None:
+    """The events that come before content are sent with it, in their order."""
+    whole = reference.responses.create(model=MODEL_NAME, input="Once upon", max_output_tokens=8, temperature=0)
+    events = list(
+        client.responses.create(model=MODEL_NAME, input="Once upon", max_output_tokens=8, temperature=0, stream=True)
+    )
+    assert [event.type for event in events[:2]] == ["response.created", "response.in_progress"]
+    assert events[-1].type == "response.completed"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+
+
+def test_messages_streamed(service: Server, reference_started: Server) -> None:
+    picture = {"type": "image", "source": {"type": "url", "url": _PICTURE.data_url}}
+    question = [{"role": "user", "content": [picture, {"type": "text", "text": "What is this?"}]}]
+    body = {"model": MODEL_NAME, "messages": question, "max_tokens": 8, "temperature": 0}
+    whole = requests.post(f"{reference_started.url}/v1/messages", json=body, timeout=60).json()
+    streamed = requests.post(f"{service.url}/v1/messages", json={**body, "stream": True}, timeout=60)
+    events = [json.loads(line.removeprefix("data: ")) for line in streamed.text.splitlines() if line[:5] == "data:"]
+    assert (events[0]["type"], events[-1]["type"]) == ("message_start", "message_stop")
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    assert "".join(delta["text"] for delta in deltas) == whole["content"][0]["text"]
 
 
 def test_tokenize_counts_the_picture(service: Server, reference_started: Server) -> None:
