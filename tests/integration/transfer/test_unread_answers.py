@@ -27,7 +27,11 @@ class Peer:
         self._socket.settimeout(WAIT_S)
         self._socket.connect((host, int(port)))
         self._socket.sendall(GREETING)
-        assert len(self._socket.recv(len(GREETING), socket.MSG_WAITALL)) == len(GREETING)
+        num_left = len(GREETING)
+        while num_left:
+            piece = self._socket.recv(num_left)
+            assert piece, "the server went away"
+            num_left -= len(piece)
         self._socket.sendall(READY)
 
     def ask(self, transfer_id: str, times: int = 1) -> None:
