@@ -11,15 +11,11 @@ _TESTS = Path(__file__).parent
 # What one of these leaves under /dev/shm, to see it swept, another one's sweep would take away.
 _SWEEPING = ("unit/transfer", "unit/llm_workers", "unit/cluster/cli", "integration/transfer")
 
-_PACKAGES = ("cluster", "configs", "encoder_workers", "llm_workers", "npu_kernels", "transfer")
-
 
 @pytest.fixture(autouse=True)
-def _heard_loggers() -> None:
-    """What configures the logging of a whole process, as servers do, silences loggers for the tests behind it."""
-    for logger in logging.root.manager.loggerDict.values():
-        if isinstance(logger, logging.Logger) and logger.name.partition(".")[0] in _PACKAGES:
-            logger.disabled, logger.propagate = False, True
+def _warnings_are_heard() -> None:
+    """Building vLLM's configuration raises the root logger's level, and what tests wait for in a log would not come."""
+    logging.root.setLevel(min(logging.root.level, logging.WARNING))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

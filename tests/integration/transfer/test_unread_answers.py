@@ -78,7 +78,7 @@ def ask_until_dropped(server: EmbeddingServer, peer: Peer) -> None:
 
 
 def test_answers_to_a_peer_that_never_reads_are_dropped_and_others_are_served(
-    bench: Any, connect: Callable[[str], Peer], eventually: Any
+    bench: Any, connect: Callable[[str], Peer], eventually: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     server, client = bench.server(), bench.client()
     peer = connect(server.endpoint)
@@ -86,6 +86,7 @@ def test_answers_to_a_peer_that_never_reads_are_dropped_and_others_are_served(
     peer.ask(ref.transfer_id)
     eventually(lambda: server.stats().num_parked == 1)
     ask_until_dropped(server, peer)
+    assert any("does not read" in record.message for record in caplog.records)
 
     # What it waits for is dropped as well, and nobody else loses anything by it.
     before = server.stats().num_unreachable
